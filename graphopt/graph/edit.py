@@ -1,0 +1,251 @@
+"""The only surgery on graphs: every change a pass makes goes through here, linear in what it touches."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import ArrayLike, NDArray
+
+from graphopt.graph.constants import constant_values
+from graphopt.graph.order import sort_nodes
+from graphopt.model import Model
+from graphopt.result import Skip
+
+
+class Edit:
+    """Mutations of one model during one pass run.
+
+    Nodes that are removed or added stay unsettled until ``settle``, which drops and sorts in one sweep; until then
+    removed nodes are flagged, and the view does not show them.
+    """
+
+    def __init__(self, model: Model) -> None:
+        """Edit ``model`` in place."""
+        self._model = model
+        self._removed: dict[int, gs.Node] = {}
+        self._home: dict[int, gs.Graph] = {}
+        self._names: set[str] | None = None
+        self._index()
+
+    def _index(self) -> None:
+        """Remember which graph each node lives in and which tensors the graphs take in and give out."""
+        self._home = {id(node): graph for graph in self._model.graphs() for node in graph.nodes}
+        self._outputs = {id(tensor): tensor for graph in self._model.graphs() for tensor in graph.outputs}
+        self._inputs = {id(tensor): tensor for graph in self._model.graphs() for tensor in graph.inputs}
+        self._inputs |= {id(tensor): tensor for tensor in self._model.overridable()}
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    def is_removed(self, node: gs.Node) -> bool:
+        """Whether this run has removed ``node``."""
+        return id(node) in self._removed
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether any graph gives ``tensor`` out."""
+        return id(tensor) in self._outputs
+
+    def is_input(self, tensor: gs.Tensor) -> bool:
+        """Whether any graph takes ``tensor`` in."""
+        return id(tensor) in self._inputs
+
+    def graph_of(self, node: gs.Node) -> gs.Graph:
+        """Return the graph, main or nested, that ``node`` lives in."""
+        return self._home[id(node)]
+
+    # -- making --------------------------------------------------------------------------------------------------------
+
+    def fresh_name(self, stem: str) -> str:
+        """Return ``stem``, or the first ``stem_N``, that no tensor or node of the model uses; it is then taken."""
+        if self._names is None:
+            self._names = self._model.names()
+        name, count = stem, 0
+        while name in self._names or not name:
+            count += 1
+            name = f"{stem}_{count}"
+        self._names.add(name)
+        return name
+
+    def constant(self, stem: str, values: NDArray[Any]) -> gs.Constant:
+        """Return a new initializer; it belongs to the graph of the first node that reads it."""
+        return gs.Constant(self.fresh_name(stem), np.asarray(values, order="C"))
+
+    def variable(self, stem: str, like: gs.Tensor | None = None) -> gs.Variable:
+        """Return a new tensor without producer, of the type (not the shape) of ``like``."""
+        return gs.Variable(self.fresh_name(stem), dtype=None if like is None else like.dtype)
+
+    def add_node(
+        self,
+        near: gs.Node,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        outputs: Sequence[gs.Tensor] | None = None,
+        attrs: dict[str, Any] | None = None,
+    ) -> gs.Node:
+        """Add a default-domain node to the graph that ``near`` lives in; a fresh output is made if none is given.
+
+        ``settle`` puts it in topological order.
+        """
+        graph = self.graph_of(near)
+        outs = [self.variable(f"{near.outputs[0].name}_{op}")] if outputs is None else list(outputs)
+        name = self.fresh_name(f"{outs[0].name}_{op}")
+        node = gs.Node(op, name, dict(attrs or {}), list(inputs), outs)
+        graph.nodes.append(node)
+        self._home[id(node)] = graph
+        return node
+
+    # -- wiring --------------------------------------------------------------------------------------------------------
+
+    def set_input(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
+        """Make ``node`` read ``tensor`` in slot ``index``, adding empty slots before it if need be."""
+        while len(node.inputs) <= index:
+            node.inputs.append(gs.Variable.empty())
+        old = node.inputs[index]
+        list.__setitem__(node.inputs, index, tensor)
+        _drop_once(old.outputs, node)
+        list.append(tensor.outputs, node)
+
+    def replace_uses(self, old: gs.Tensor, new: gs.Tensor) -> None:
+        """Make every node that reads ``old`` read ``new`` instead; graph outputs are not touched."""
+        for node in {id(node): node for node in old.outputs}.values():
+            for index, tensor in enumerate(node.inputs):
+                if tensor is old:
+                    list.__setitem__(node.inputs, index, new)
+                    list.append(new.outputs, node)
+        list.clear(old.outputs)
+
+    def set_output(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
+        """Make ``node`` produce ``tensor`` in slot ``index`` in place of what it produced there."""
+        old = node.outputs[index]
+        list.__setitem__(node.outputs, index, tensor)
+        _drop_once(old.inputs, node)
+        for other in list(tensor.inputs):
+            if other is not node:
+                list.__setitem__(
+                    other.outputs, slice(None), [gs.Variable.empty() if t is tensor else t for t in other.outputs]
+                )
+        list.__setitem__(tensor.inputs, slice(None), [node])
+
+    def set_values(self, node: gs.Node, index: int, values: ArrayLike, *, dtype: Any = None) -> None:
+        """Give ``node`` its own constant in slot ``index``, cast once to the type of what is there (or to ``dtype``).
+
+        The constant keeps its name if nothing else reads it; otherwise the others keep theirs (copy on write).
+
+        Raises:
+            Skip: The values overflow the type.
+        """
+        old = node.inputs[index] if index < len(node.inputs) else None
+        if old is not None and not old.name:
+            old = None
+        kind = dtype if dtype is not None else _dtype(old)
+        array = cast(values, kind, "" if old is None else str(old.name))
+        alone = old is not None and isinstance(old, gs.Constant) and self._only_reader(old, node)
+        if alone and old is not None:
+            old._values = array
+            return
+        stem = str(old.name) if old is not None else f"{node.outputs[0].name}_{'weight' if index == 1 else 'bias'}"
+        self.set_input(node, index, self.constant(stem, array))
+
+    def replace_weights(self, node: gs.Node, weight: ArrayLike, bias: ArrayLike) -> None:
+        """Give a Conv, ConvTranspose or Gemm new weights (slot 1) and bias (slot 2, added if absent).
+
+        Raises:
+            Skip: The values overflow the type of the weight; nothing has been changed then.
+        """
+        kind = _dtype(node.inputs[1])
+        cast(weight, kind, str(node.inputs[1].name)), cast(bias, kind, "bias")
+        self.set_values(node, 1, weight, dtype=kind)
+        self.set_values(node, 2, bias, dtype=kind)
+
+    # -- removing ------------------------------------------------------------------------------------------------------
+
+    def splice_out(self, node: gs.Node, keep: gs.Tensor) -> None:
+        """Remove ``node``, whose first input nothing else reads; the producer before it now produces ``keep``."""
+        before = node.inputs[0].inputs[0]
+        index = next(i for i, tensor in enumerate(before.outputs) if tensor is node.inputs[0])
+        self.remove([node])
+        self.set_output(before, index, keep)
+
+    def bypass(self, node: gs.Node) -> None:
+        """Remove ``node``; whatever read its first output reads its first input, and output names stay.
+
+        Where its output is a graph output, the producer of its input takes that name over if it can; otherwise an
+        Identity stays.
+        """
+        source, out = node.inputs[0], node.outputs[0]
+        if not self.is_output(out):
+            self.remove([node])
+            self.replace_uses(out, source)
+            return
+        same_graph = source.inputs and self._home.get(id(source.inputs[0])) is self.graph_of(node)
+        if same_graph and not self.is_output(source) and not self.is_input(source):
+            readers = [reader for reader in source.outputs if reader is not node]
+            before = source.inputs[0]
+            index = next(i for i, tensor in enumerate(before.outputs) if tensor is source)
+            self.remove([node])
+            self.set_output(before, index, out)
+            if readers:
+                self.replace_uses(source, out)
+            return
+        node.op, node.domain, node.attrs = "Identity", None, {}
+        for extra in list(node.inputs)[1:]:
+            _drop_once(extra.outputs, node)
+        list.__setitem__(node.inputs, slice(None), [source])
+
+    def remove(self, nodes: Iterable[gs.Node]) -> None:
+        """Flag nodes as removed; ``settle`` unlinks them."""
+        for node in nodes:
+            self._removed[id(node)] = node
+
+    def settle(self) -> None:
+        """Drop removed nodes, sort every graph stably, drop constants that nothing reads any more."""
+        if self._removed:
+            ends = (end for node in self._removed.values() for end in [*node.inputs, *node.outputs])
+            for tensor in {id(end): end for end in ends}.values():
+                for side in (tensor.inputs, tensor.outputs):
+                    list.__setitem__(side, slice(None), [node for node in side if id(node) not in self._removed])
+            for node in self._removed.values():
+                list.clear(node.inputs)
+                list.clear(node.outputs)
+            for graph in list(self._model.graphs()):
+                graph.nodes[:] = [node for node in graph.nodes if id(node) not in self._removed]
+            self._removed = {}
+        for graph in self._model.graphs():
+            sort_nodes(graph)
+        self._model.drop_unused_constants()
+        self._index()
+
+    # -- inner ---------------------------------------------------------------------------------------------------------
+
+    def _only_reader(self, tensor: gs.Tensor, node: gs.Node) -> bool:
+        """Whether one slot of ``node`` is the only use of ``tensor`` in the model."""
+        readers = [reader for reader in tensor.outputs if not self.is_removed(reader)]
+        return len(readers) == 1 and readers[0] is node and not self.is_output(tensor) and not self.is_input(tensor)
+
+
+def cast(values: ArrayLike, dtype: Any, name: str) -> NDArray[Any]:
+    """Cast float64 arithmetic once to the weight's own type.
+
+    Raises:
+        Skip: A finite value becomes Inf.
+    """
+    wide = np.asarray(values)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(dtype)
+    if wide.dtype.kind == "f" and not np.isfinite(narrow.astype(np.float64)).all():
+        raise Skip(f"{name!r} would overflow {np.dtype(dtype).name}")
+    return narrow
+
+
+def _dtype(tensor: gs.Tensor | None) -> Any:
+    """Return the element type of a constant tensor; float32 where there is none."""
+    values = None if tensor is None else constant_values(tensor)
+    return np.float32 if values is None else values.dtype
+
+
+def _drop_once(nodes: list[gs.Node], node: gs.Node) -> None:
+    """Remove one mention of ``node`` from a synchronized list, by identity."""
+    for index, other in enumerate(nodes):
+        if other is node:
+            list.__delitem__(nodes, index)
+            return

@@ -1,0 +1,131 @@
+"""Answers every question a pass has about a graph: readers, producers, constants, shapes; and the refusals."""
+
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from graphopt.graph.constants import constant_values
+from graphopt.graph.edit import Edit
+from graphopt.graph.shapes import Shape, infer_shapes
+from graphopt.model import Model
+from graphopt.result import Skip
+
+
+class GraphView:
+    """A model as one pass run sees it: main graph, subgraph bodies and local functions alike.
+
+    Tensors and nodes are compared by identity throughout: equality in onnx-graphsurgeon is by name or shallow content.
+    """
+
+    def __init__(self, model: Model, vetoes: Mapping[str, str] | None = None, calibration: object | None = None) -> None:
+        """Look at ``model``; ``vetoes`` maps sites that must be left alone to the reason."""
+        self.model = model
+        self.vetoes = dict(vetoes or {})
+        self.calibration = calibration
+        self.edit = Edit(model)
+        self._shapes: dict[int, Shape] | None = None
+
+    # -- nodes ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def opset(self) -> int:
+        """The version of the default operator domain that the main graph imports."""
+        return self.model.opset
+
+    def graphs(self) -> Iterator[gs.Graph]:
+        """Yield the main graph, the bodies of local functions, and every subgraph below them."""
+        yield from self.model.graphs()
+
+    def nodes(self, *ops: str) -> Iterator[gs.Node]:
+        """Yield the default-domain nodes of these operators (all nodes if none is named), in every graph."""
+        for graph in list(self.graphs()):
+            for node in list(graph.nodes):
+                if not self.edit.is_removed(node) and (not ops or is_op(node, *ops)):
+                    yield node
+
+    def site(self, node: gs.Node) -> str:
+        """Return the identity of a node in reports: the name of its first named output."""
+        return next((str(out.name) for out in node.outputs if out.name), str(node.name) or str(node.op))
+
+    # -- neighbours ----------------------------------------------------------------------------------------------------
+
+    def producer(self, tensor: gs.Tensor, *ops: str) -> gs.Node | None:
+        """Return the node that computes ``tensor``, if there is one and it is one of ``ops`` (any if none is named)."""
+        for node in tensor.inputs:
+            if not self.edit.is_removed(node) and (not ops or is_op(node, *ops)):
+                return node
+        return None
+
+    def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
+        """Return the nodes that read ``tensor``, once per input slot, those inside subgraphs included."""
+        return [node for node in tensor.outputs if not self.edit.is_removed(node)]
+
+    def is_output(self, tensor: gs.Tensor) -> bool:
+        """Whether ``tensor`` is an output of any graph: the model's, a subgraph's or a function's."""
+        return self.edit.is_output(tensor)
+
+    def is_input(self, tensor: gs.Tensor) -> bool:
+        """Whether the caller can feed ``tensor``: a graph input, an overridable initializer included."""
+        return self.edit.is_input(tensor)
+
+    # -- values and shapes ---------------------------------------------------------------------------------------------
+
+    def array(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
+        """Return the values of a constant tensor in its own type, read-only, or None if it is not constant.
+
+        Initializers and outputs of Constant nodes are constant; an initializer that the caller can override is not.
+        Nothing is cached: a weight is in memory only while the pass holds the array.
+        """
+        return None if self.is_input(tensor) else constant_values(tensor)
+
+    def shape(self, tensor: gs.Tensor) -> Shape:
+        """Return the inferred shape: a tuple of int, symbolic name or None (unknown), or None if the rank is unknown."""
+        if self._shapes is None:
+            self._shapes = infer_shapes(self.model)
+        if isinstance(tensor, gs.Constant):
+            return tuple(tensor.shape)
+        return self._shapes.get(id(tensor))
+
+    # -- refusals ------------------------------------------------------------------------------------------------------
+
+    def require_permitted(self, site: str) -> None:
+        """Raise Skip if the pipeline has vetoed ``site``."""
+        if site in self.vetoes:
+            raise Skip(self.vetoes[site])
+
+    def require_private(self, tensor: gs.Tensor) -> None:
+        """Raise Skip unless exactly one node input reads ``tensor`` and no graph gives it out."""
+        if self.is_output(tensor):
+            raise Skip(f"{tensor.name!r} is a graph output")
+        if (count := len(self.readers(tensor))) != 1:
+            raise Skip(f"{tensor.name!r} has {count} readers")
+
+    def require_constants(self, *tensors: gs.Tensor) -> list[NDArray[np.float64]]:
+        """Return the values of constant tensors as float64 arrays.
+
+        Raises:
+            Skip: A tensor is absent, not constant, not numeric, or holds NaN or Inf.
+        """
+        arrays = []
+        for tensor in tensors:
+            values = self.array(tensor)
+            if values is None:
+                raise Skip(f"{tensor.name!r} is not constant")
+            if values.dtype.kind not in "fiub" and not _is_low_precision_float(values.dtype):
+                raise Skip(f"{tensor.name!r} holds {values.dtype} values")
+            wide = np.asarray(values, dtype=np.float64)
+            if not np.isfinite(wide).all():
+                raise Skip(f"{tensor.name!r} holds NaN or Inf")
+            arrays.append(wide)
+        return arrays
+
+
+def is_op(node: gs.Node, *ops: str) -> bool:
+    """Whether ``node`` is one of these operators of ONNX's default domain."""
+    return node.op in ops and node.domain in (None, "", "ai.onnx")
+
+
+def _is_low_precision_float(dtype: "np.dtype[np.generic]") -> bool:
+    return dtype.name in ("bfloat16",) or dtype.name.startswith(("float8", "float4"))

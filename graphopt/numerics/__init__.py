@@ -1,0 +1,1 @@
+"""Arithmetic on arrays: comparison, quantization, reconstruction; pure numpy, no graph."""

@@ -1,0 +1,1 @@
+"""What a run did, as data and in the forms that people and programs read."""

@@ -1,0 +1,31 @@
+"""What a pass did, as data: every site that it looked at is rewritten or skipped with a reason."""
+
+from dataclasses import dataclass
+
+
+class Skip(Exception):
+    """Raised by a rewrite, before its first mutation, with the reason that names the culprit."""
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A site that was rewritten; a site's identity is its first output's name."""
+
+    site: str
+    detail: str = ""
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A site that was left as it was, and why."""
+
+    site: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """All sites of one run of one pass."""
+
+    rewritten: tuple[Rewritten, ...] = ()
+    skipped: tuple[Skipped, ...] = ()

@@ -1,0 +1,1 @@
+"""The passes that come with graphopt: one rewrite per file, named like its command."""
