@@ -46,6 +46,10 @@ class Pass(ABC):
     def run(self, view: GraphView) -> PassResult:
         """Rewrite the graph behind ``view``, honouring ``view.vetoes``, and tell of every site."""
 
+    def required_opset(self, view: GraphView) -> int:
+        """Return the lowest opset that the pass needs on this model; the pipeline raises the model to it first."""
+        return 0
+
     def apply(self, view: GraphView) -> PassResult:
         """Run the pass and settle its edits, so that the graph is sorted and free of removed nodes."""
         result = self.run(view)
