@@ -85,6 +85,9 @@ class SitePass(Pass):
                 rewritten.append(Rewritten(site, self.rewrite(view, node) or ""))
             except Skip as reason:
                 skipped.append(Skipped(site, str(reason)))
+            except Exception as error:
+                error.add_note(f"at site {site!r}")
+                raise
         return PassResult(tuple(rewritten), tuple(skipped))
 
 

@@ -1,0 +1,97 @@
+"""How large a model is: nodes, parameters, bytes, multiply-accumulates."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.graph import GraphView
+from graphopt.graph.view import is_op
+from graphopt.model import Model, to_proto
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """The size of a model.
+
+    Attributes:
+        nodes: Nodes of all graphs, Constant nodes left out.
+        parameters: Elements of all stored tensors.
+        bytes: Size of the file, external data included.
+        macs: Multiply-accumulates of one run at batch size 1; None if a shape that they hang on is not static.
+        ops: Nodes by operator.
+    """
+
+    nodes: int
+    parameters: int
+    bytes: int
+    macs: int | None
+    ops: dict[str, int]
+
+
+def measure(model: Model, size: int | None = None) -> Metrics:
+    """Measure a model; ``size`` is the file's size in bytes where a file is at hand."""
+    view = GraphView(model)
+    ops = Counter(str(node.op) for node in view.nodes() if node.op != "Constant")
+    parameters = sum(math.prod(constant.shape) for constant in _stored(view))
+    if size is None:
+        size = serialized_size(model)
+    return Metrics(sum(ops.values()), parameters, size, count_macs(view), dict(sorted(ops.items())))
+
+
+def serialized_size(model: Model) -> int:
+    """Return the bytes that the model takes as one file; the weights are counted, not copied."""
+    skeleton = to_proto(model, weights=False)
+    stubs = {id(each): each for each in _stored(GraphView(model)) if _nbytes(each) > 1024}
+    return skeleton.ByteSize() + sum(_nbytes(each) for each in stubs.values())
+
+
+def _stored(view: GraphView) -> Iterator[gs.Constant]:
+    """Yield every stored tensor once: initializers of all graphs and values of Constant nodes."""
+    seen: set[int] = set()
+    for node in view.nodes():
+        for tensor in [*node.inputs, *node.attrs.values()]:
+            if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield tensor
+
+
+def _nbytes(constant: gs.Constant) -> int:
+    kind = constant._values.dtype
+    bits = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4_e2m1fn": 4}.get(np.dtype(kind).name)
+    return math.ceil(math.prod(constant.shape) * (bits or 8 * np.dtype(kind).itemsize) / 8)
+
+
+def count_macs(view: GraphView) -> int | None:
+    """Return the multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul at batch size 1, None if unknown."""
+    total = 0
+    for node in view.nodes("Conv", "ConvTranspose", "Gemm", "MatMul"):
+        count = _node_macs(view, node)
+        if count is None:
+            return None
+        total += count
+    return total
+
+
+def _node_macs(view: GraphView, node: gs.Node) -> int | None:
+    """Return the multiply-accumulates of one node; an unknown leading dimension counts as 1."""
+    left, right, out = (view.shape(tensor) for tensor in (node.inputs[0], node.inputs[1], node.outputs[0]))
+    if left is None or right is None or out is None:
+        return None
+    if is_op(node, "Conv"):
+        factors = [*out, *right[1:]]
+    elif is_op(node, "ConvTranspose"):
+        factors = [*left, *right[1:]]
+    elif is_op(node, "Gemm"):
+        factors = [*out, left[0 if node.attrs.get("transA", 0) else 1]]
+    else:
+        factors = [*out, left[-1]]
+    if factors and not isinstance(factors[0], int):
+        factors[0] = 1
+    numbers = [factor for factor in factors if isinstance(factor, int)]
+    return math.prod(numbers) if len(numbers) == len(factors) else None
+
+
