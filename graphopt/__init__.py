@@ -1,16 +1,49 @@
-"""graphopt: a verified post-training optimizer for ONNX models."""
+"""graphopt: a verified post-training optimizer for ONNX models.
 
-from graphopt.base import Pass, SitePass, option
-from graphopt.contract import BitExact, Contract, FloatExact, Lossy
-from graphopt.errors import DataError, GraphoptError, ModelError, OptionError
-from graphopt.graph import GraphView
-from graphopt.model import Model, load, save
-from graphopt.registry import create
-from graphopt.result import PassResult, Rewritten, Skip, Skipped
+The names below are imported when they are first used, so that ``graphopt --help`` answers without loading ONNX.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphopt.api import Result, optimize, validate
+    from graphopt.api import save_model as save
+    from graphopt.base import Pass, SitePass, option
+    from graphopt.contract import BitExact, FloatExact, Lossy
+    from graphopt.errors import DataError, GraphoptError, ModelError, OptionError
+    from graphopt.graph.view import GraphView
+    from graphopt.model import Model, load
+    from graphopt.registry import create
+    from graphopt.result import PassResult, Rewritten, Skip, Skipped
+
+_HOMES = {
+    "BitExact": "graphopt.contract",
+    "DataError": "graphopt.errors",
+    "FloatExact": "graphopt.contract",
+    "GraphView": "graphopt.graph.view",
+    "GraphoptError": "graphopt.errors",
+    "Lossy": "graphopt.contract",
+    "Model": "graphopt.model",
+    "ModelError": "graphopt.errors",
+    "OptionError": "graphopt.errors",
+    "Pass": "graphopt.base",
+    "PassResult": "graphopt.result",
+    "Result": "graphopt.api",
+    "Rewritten": "graphopt.result",
+    "SitePass": "graphopt.base",
+    "Skip": "graphopt.result",
+    "Skipped": "graphopt.result",
+    "create": "graphopt.registry",
+    "load": "graphopt.model",
+    "optimize": "graphopt.api",
+    "option": "graphopt.base",
+    "save": "graphopt.api:save_model",
+    "validate": "graphopt.api",
+}
 
 __all__ = [
     "BitExact",
-    "Contract",
     "DataError",
     "FloatExact",
     "GraphView",
@@ -21,12 +54,27 @@ __all__ = [
     "OptionError",
     "Pass",
     "PassResult",
+    "Result",
     "Rewritten",
     "SitePass",
     "Skip",
     "Skipped",
     "create",
     "load",
+    "optimize",
     "option",
     "save",
+    "validate",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name from its home on first use."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'graphopt' has no attribute {name!r}")
+    home, _, attribute = _HOMES[name].partition(":")
+    return getattr(import_module(home), attribute or name)
+
+
+def __dir__() -> list[str]:
+    return __all__
