@@ -1,0 +1,114 @@
+"""Splits ``SOURCE TARGET [OPTIONS] [PASS [OPTIONS]]...`` and makes each pass's options from its dataclass."""
+
+import types
+from collections.abc import Iterator, Sequence
+from typing import Any, Literal, Union, get_args, get_origin
+
+import click
+
+from graphopt.base import Pass, options
+from graphopt.registry import create, load
+
+Options = dict[str, click.Option]
+
+
+def split_passes(command: click.Command, arguments: Sequence[str]) -> tuple[list[str], list[Pass]]:
+    """Split the arguments of ``optimize`` into its own and the chained passes.
+
+    The third bare word names the first pass, and each bare word after it the next one. An option that a pass does not
+    have but ``optimize`` does is taken as the latter's, so that ``--report`` may also stand at the end.
+
+    Raises:
+        OptionError: A pass is unknown or an option's value is out of range.
+        click.UsageError: An option is unknown or has no value.
+    """
+    own: list[str] = []
+    chained: list[tuple[str, list[str]]] = []
+    bare = 0
+    known = own_options = _options(command)
+    kinds: dict[str, type[Pass]] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        if word == "--" or not word.startswith("-") or word == "-":
+            bare += word != "--"
+            if bare <= 2:
+                own.append(word)
+            else:
+                kinds[word] = load(word)
+                chained.append((word, []))
+                known = _options(pass_command(kinds[word]))
+            continue
+        name = word.partition("=")[0]
+        home = chained[-1][1] if chained and (name in known or name not in own_options) else own
+        home.append(word)
+        option = (known if home is not own else own_options).get(name)
+        if option is not None and not option.is_flag and "=" not in word and rest:
+            home.append(rest.pop(0))
+    return own, [_parse(kinds[name], words) for name, words in chained]
+
+
+def pass_command(kind: type[Pass]) -> click.Command:
+    """Return a command whose options are the fields of a pass's dataclass."""
+    summary = (kind.__doc__ or "").strip().partition("\n")[0]
+    return click.Command(kind.name, params=list(_pass_options(kind)), help=summary, add_help_option=False)
+
+
+def _pass_options(kind: type[Pass]) -> Iterator[click.Option]:
+    for field, hint in options(kind):
+        flag = f"--{field.name.replace('_', '-')}"
+        text = field.metadata.get("help", "")
+        if hint is bool:
+            yield click.Option([f"{flag}/--no-{flag[2:]}"], default=field.default, help=text, show_default=True)
+        else:
+            repeated = get_origin(hint) is tuple
+            yield click.Option(
+                [flag], type=_click_type(hint), default=field.default, multiple=repeated, help=text, show_default=True
+            )
+
+
+def _click_type(hint: Any) -> click.ParamType:
+    """Return click's type for an option's declared type."""
+    if get_origin(hint) in (Union, types.UnionType):
+        hint = next(arm for arm in get_args(hint) if arm is not type(None))
+    if get_origin(hint) is Literal:
+        return click.Choice([str(choice) for choice in get_args(hint)])
+    if get_origin(hint) is tuple:
+        hint = get_args(hint)[0]
+    plain: dict[Any, click.ParamType] = {int: click.INT, float: click.FLOAT}
+    return plain.get(hint, click.STRING)
+
+
+def _options(command: click.Command) -> Options:
+    """Return every spelling of a command's options."""
+    return {
+        spelling: parameter
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for spelling in [*parameter.opts, *parameter.secondary_opts]
+    }
+
+
+def _parse(kind: type[Pass], words: list[str]) -> Pass:
+    """Create one pass from its words on the command line."""
+    try:
+        with pass_command(kind).make_context(kind.name, list(words)) as context:
+            return create(kind.name, **context.params)
+    except click.UsageError as error:
+        raise click.UsageError(f"{kind.name}: {error.format_message()}") from error
+
+
+class ChainedCommand(click.Command):
+    """A command that takes passes after its own arguments; its callback gets them as ``passes``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Take the passes out of the arguments, then parse what is left as usual."""
+        helped = any(word in ("-h", "--help") for word in args)
+        own, passes = ([*args], []) if helped else split_passes(self, args)
+        left = super().parse_args(ctx, own)
+        ctx.params["passes"] = passes
+        return left
+
+    def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
+        """Show the passes in the usage line."""
+        return [*super().collect_usage_pieces(ctx), "[PASS [OPTIONS]]..."]

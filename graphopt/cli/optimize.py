@@ -1,0 +1,136 @@
+"""The command ``graphopt optimize``."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+from graphopt import api
+from graphopt.base import Pass
+from graphopt.cli.chain import ChainedCommand
+from graphopt.cli.progress import progress_bar
+from graphopt.errors import OptionError
+from graphopt.model import Model, load, save
+from graphopt.model.save import stored_size
+from graphopt.presets import PRESETS, preset_passes
+from graphopt.recipe import read_recipe
+from graphopt.registry import create
+from graphopt.report import Report
+from graphopt.report.html import to_html
+from graphopt.report.text import print_report
+
+
+@click.command(cls=ChainedCommand)
+@click.argument("source")
+@click.argument("target")
+@click.option("--data", metavar="FILE", help="An .npz keyed by input names (first axis = samples), or a test data folder.")
+@click.option("--recipe", metavar="FILE.toml", help="Take the passes and their options from a recipe.")
+@click.option("--preset", metavar="NAME", help=f"Take a named list of passes: {', '.join(PRESETS)}.")
+@click.option("--report", metavar="FILE", help="Write the report, as .json or .html.")
+@click.option("--no-check", is_flag=True, help="Do not prove anything: faster, on your own risk.")
+@click.option("--latency", is_flag=True, help="Time source and target on ONNX Runtime, one thread, median.")
+@click.option("--keep-going", is_flag=True, help="Go on after a failed pass, and write the target all the same.")
+@click.option(
+    "--external-data",
+    type=click.Choice(["auto", "always", "never"]),
+    default="auto",
+    show_default=True,
+    help="Whether weights go to a file beside the target; auto: above 2 GB.",
+)
+def optimize(
+    source: str,
+    target: str,
+    data: str | None,
+    recipe: str | None,
+    preset: str | None,
+    report: str | None,
+    no_check: bool,
+    latency: bool,
+    keep_going: bool,
+    external_data: str,
+    passes: list[Pass],
+) -> int:
+    """Run passes over SOURCE, prove each against ONNX Runtime, and write TARGET.
+
+    With no PASS, runs fold-batchnorm, prune-channels and quantize-weights. `graphopt passes` lists what is installed.
+    """
+    chosen, fixed_point = _choose(passes, recipe, preset)
+    _require_writable(target)
+    if report is not None:
+        _require_report(report)
+    model = load(source)
+    size = stored_size(source)
+    with progress_bar() as progress:
+        result = api.optimize(
+            model,
+            chosen,
+            data,
+            check=not no_check,
+            keep_going=keep_going,
+            fixed_point=fixed_point,
+            latency=latency,
+            progress=progress,
+        )
+    written = result.ok or keep_going
+    if written:
+        _write(result.optimized, target, external_data)
+    told = api.with_files(result.report, target, size, stored_size(target) if written else None)
+    if report is not None:
+        _write_report(told, report)
+    print_report(told, sys.stdout)
+    for failure in told.failures:
+        click.echo(f"graphopt: {failure}", err=True)
+    if not told.ok:
+        outcome = "was written all the same" if written else "was not written"
+        click.echo(f"graphopt: {target} {outcome}", err=True)
+    return 0 if told.ok else 1
+
+
+def _choose(passes: Sequence[Pass], recipe: str | None, preset: str | None) -> tuple[Sequence[Pass], bool]:
+    """Return the passes to run and whether to repeat them; they come from one place only."""
+    given = [name for name, there in (("PASS", passes), ("--recipe", recipe), ("--preset", preset)) if there]
+    if len(given) > 1:
+        raise OptionError(f"{given[0]} and {given[1]} cannot be used together")
+    if recipe is not None:
+        return read_recipe(recipe), False
+    if preset is not None:
+        return preset_passes(preset)
+    return passes or [create(name) for name in api.DEFAULT_PASSES], False
+
+
+def _require_writable(target: str) -> None:
+    """Refuse, before any work is done, a place that cannot be written."""
+    path = Path(target)
+    folder = path.parent
+    if path.is_dir():
+        raise OptionError(f"{target}: is a directory")
+    if not folder.is_dir():
+        raise OptionError(f"{target}: the folder {str(folder)!r} does not exist")
+    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
+        raise OptionError(f"{target}: cannot be written")
+
+
+def _require_report(report: str) -> None:
+    """Refuse a report whose form its name does not tell or whose place cannot be written."""
+    if Path(report).suffix not in (".json", ".html"):
+        raise OptionError(f"--report {report}: the name must end in .json or .html")
+    _require_writable(report)
+
+
+def _write(model: Model, target: str, external_data: str) -> None:
+    """Write the target, whole or not at all."""
+    try:
+        save(model, target, external_data)
+    except OSError as error:
+        raise OptionError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def _write_report(report: Report, path: str) -> None:
+    """Write the report in the form its name asks for."""
+    text = to_html(report) if path.endswith(".html") else report.to_json()
+    try:
+        Path(path).write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise OptionError(f"{path}: cannot be written: {error.strerror or error}") from error
