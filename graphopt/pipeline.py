@@ -49,13 +49,14 @@ class Pipeline:
 
     def run(self, model: Model) -> tuple[Model, tuple[PassReport, ...]]:
         """Return the rewritten model (``model`` itself is not changed) and a report for each pass that ran."""
+        original = model
         reports: list[PassReport] = []
         seen = [fingerprint(model)]
         for round_ in range(MAX_ROUNDS if self.fixed_point else 1):
             active: list[str] = []
             for index, each in enumerate(self.passes):
                 self.progress(each.name, index, len(self.passes))
-                model, report = self._step(model, each)
+                model, report = self._step(model, each, original)
                 if round_ == 0 or report.result.rewritten or report.failure:
                     reports.append(report)
                 if report.result.rewritten and report.kept:
@@ -72,18 +73,20 @@ class Pipeline:
         self.progress("done", len(self.passes), len(self.passes))
         return model, tuple(reports)
 
-    def _step(self, model: Model, each: Pass) -> tuple[Model, PassReport]:
+    def _step(self, model: Model, each: Pass, original: Model) -> tuple[Model, PassReport]:
         """Run one pass on a copy of ``model``; return the copy if it holds, else ``model``."""
         start = time.perf_counter()
-        after, result, check, failure = self._prove(model, each)
+        after, result, check, failure = self._prove(model, each, original)
         report = PassReport(
             each.name, option_values(each), time.perf_counter() - start, not failure, result, check, failure
         )
         return (model if failure else after), report
 
-    def _prove(self, model: Model, each: Pass) -> tuple[Model, PassResult, Check | None, str]:
+    def _prove(
+        self, model: Model, each: Pass, original: Model
+    ) -> tuple[Model, PassResult, Check | None, str]:
         """Run one pass, check it, and veto the sites that break it."""
-        after, result, failure = self._attempt(model, each, {})
+        after, result, failure = self._attempt(model, each, original, {})
         if failure or not result.rewritten:
             return model, result, None, failure
         check: Check | None = None
@@ -91,7 +94,7 @@ class Pipeline:
             check = Check.of(compare_models(model, after, self.data, each.contract, CHECK_SAMPLES))
             if not check.holds:
                 problem = check.problem
-                after, result, verdict = self._bisect(model, each, result, problem)
+                after, result, verdict = self._bisect(model, each, original, result, problem)
                 if verdict is None:
                     return model, result, check, f"broke its contract {each.contract}: {problem}"
                 check = verdict
@@ -99,16 +102,18 @@ class Pipeline:
             return model, result, check, "would not make the file smaller"
         return after, result, check, ""
 
-    def _attempt(self, model: Model, each: Pass, vetoes: Mapping[str, str]) -> tuple[Model, PassResult, str]:
+    def _attempt(
+        self, model: Model, each: Pass, original: Model, vetoes: Mapping[str, str]
+    ) -> tuple[Model, PassResult, str]:
         """Run one pass on a copy, unchecked; return the copy, what the pass told and why it failed, if it did."""
         before = fingerprint(model)
         calibration = None if self.data is None else self.data.calibration()
         subject = model.copy()
         try:
-            needed = each.required_opset(GraphView(subject, vetoes, calibration))
+            needed = each.required_opset(GraphView(subject, vetoes, calibration, original))
             if needed > subject.opset:
                 subject = _raised(subject, needed)
-            result = each.apply(GraphView(subject, vetoes, calibration))
+            result = each.apply(GraphView(subject, vetoes, calibration, original))
         except Exception as error:  # a pass may be anybody's code: its failure is data, the model is untouched
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             return model, PassResult(), f"crashed: {type(error).__name__}: {error}{notes}".replace("\n", " ")
@@ -118,7 +123,7 @@ class Pipeline:
         return subject, result, ""
 
     def _bisect(
-        self, model: Model, each: Pass, result: PassResult, problem: str
+        self, model: Model, each: Pass, original: Model, result: PassResult, problem: str
     ) -> tuple[Model, PassResult, Check | None]:
         """Find the sites that break the contract, and run the pass again without them."""
         data = self.data
@@ -126,7 +131,7 @@ class Pipeline:
         last: dict[str, tuple[Model, PassResult, Check]] = {}
 
         def judge(vetoes: Mapping[str, str]) -> Verdict:
-            after, told, failure = self._attempt(model, each, vetoes)
+            after, told, failure = self._attempt(model, each, original, vetoes)
             if failure:
                 return Verdict(False, failure)
             check = Check.of(compare_models(model, after, data, each.contract, CHECK_SAMPLES))

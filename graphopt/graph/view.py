@@ -1,6 +1,7 @@
 """Answers every question a pass has about a graph: readers, producers, constants, shapes; and the refusals."""
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -19,9 +20,23 @@ class GraphView:
     Tensors and nodes are compared by identity throughout: equality in onnx-graphsurgeon is by name or shallow content.
     """
 
-    def __init__(self, model: Model, vetoes: Mapping[str, str] | None = None, calibration: object | None = None) -> None:
-        """Look at ``model``; ``vetoes`` maps sites that must be left alone to the reason."""
+    def __init__(
+        self,
+        model: Model,
+        vetoes: Mapping[str, str] | None = None,
+        calibration: Any = None,
+        original: Model | None = None,
+    ) -> None:
+        """Look at ``model``.
+
+        Args:
+            model: The model that the pass works on.
+            vetoes: Sites that must be left alone, each with the reason.
+            calibration: Feeds to calibrate with (a ``graphopt.runtime.feeds.Data``), None if there are none.
+            original: The model that the run began with, the teacher of passes that recover accuracy.
+        """
         self.model = model
+        self.original = model if original is None else original
         self.vetoes = dict(vetoes or {})
         self.calibration = calibration
         self.edit = Edit(model)
