@@ -194,4 +194,4 @@ def test_passes_that_undo_each_other_are_named() -> None:
     start = model("g (float[N,4] x) => (float[N,4] y) { t = Neg(x)  y = Neg(t) }")
     failures = graphopt.optimize(start, [Flip()], fixed_point=True).report.failures
     assert len(failures) == 1
-    assert "never comes to rest: flip" in failures[0]
+    assert "never comes to rest: flip still find work" in failures[0]

@@ -1,0 +1,119 @@
+"""One pass on one model: run it on a copy, prove it, veto the sites that break it, or give the model back as it was."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from graphopt.base import Pass
+from graphopt.bisect import Verdict, find_culprits
+from graphopt.errors import ModelError
+from graphopt.graph import GraphView
+from graphopt.model import Model, fingerprint, raise_opset
+from graphopt.report import Check
+from graphopt.report.metrics import serialized_size
+from graphopt.result import PassResult
+from graphopt.runtime.check import compare_models
+from graphopt.runtime.feeds import Data
+
+CHECK_SAMPLES = 128
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a trial: the model to go on with, and why the pass was taken back if it was."""
+
+    model: Model
+    result: PassResult
+    check: Check | None = None
+    failure: str = ""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A pass, the model it works on, and what it is proved on.
+
+    Attributes:
+        each: The pass.
+        model: Its input; never changed.
+        original: The model that the run began with.
+        data: Feeds to calibrate and to prove with, None if there are none.
+        check: Whether to prove the pass.
+    """
+
+    each: Pass
+    model: Model
+    original: Model
+    data: Data | None
+    check: bool
+
+    def run(self) -> Outcome:
+        """Run the pass, prove its contract and that a compressing pass compresses."""
+        outcome = self._attempt({})
+        if outcome.failure or not outcome.result.rewritten:
+            return outcome
+        if self.check and self.data is not None:
+            outcome = self._judged(outcome)
+            if outcome.check is not None and not outcome.check.holds:
+                outcome = self._without_culprits(outcome)
+        if outcome.failure or not self.each.compresses:
+            return outcome
+        if serialized_size(outcome.model) >= serialized_size(self.model):
+            return self._taken_back(outcome, "would not make the file smaller")
+        return outcome
+
+    def _attempt(self, vetoes: Mapping[str, str]) -> Outcome:
+        """Run the pass on a copy, unchecked."""
+        subject = self.model.copy()
+        try:
+            needed = self.each.required_opset(self._view(subject, vetoes))
+            if needed > subject.opset:
+                subject = _raised(subject, needed)
+            result = self.each.apply(self._view(subject, vetoes))
+        except Exception as error:  # a pass may be anybody's code: its failure is data, the model is untouched
+            notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
+            failure = f"crashed: {type(error).__name__}: {error}{notes}"
+            return Outcome(self.model, PassResult(), failure=" ".join(failure.split()))
+        if result.rewritten:
+            return Outcome(subject, result)
+        changed = subject.opset == self.model.opset and fingerprint(subject) != fingerprint(self.model)
+        failure = "says that it rewrote nothing but changed the graph" if changed else ""
+        return Outcome(self.model, result, failure=failure)
+
+    def _view(self, subject: Model, vetoes: Mapping[str, str]) -> GraphView:
+        calibration = None if self.data is None else self.data.calibration()
+        return GraphView(subject, vetoes, calibration, self.original)
+
+    def _judged(self, outcome: Outcome) -> Outcome:
+        """Hold the rewritten model to the pass's contract, against the pass's input."""
+        assert self.data is not None
+        comparison = compare_models(self.model, outcome.model, self.data, self.each.contract, CHECK_SAMPLES)
+        return Outcome(outcome.model, outcome.result, Check.of(comparison))
+
+    def _without_culprits(self, broken: Outcome) -> Outcome:
+        """Find the sites that break the contract, and run the pass again without them."""
+        replays: dict[frozenset[str], Outcome] = {}
+
+        def judge(vetoes: Mapping[str, str]) -> Verdict:
+            outcome = self._attempt(vetoes)
+            if outcome.failure:
+                return Verdict(False, outcome.failure)
+            judged = replays[frozenset(vetoes)] = self._judged(outcome)
+            assert judged.check is not None
+            return Verdict(judged.check.holds, judged.check.problem)
+
+        assert broken.check is not None
+        sites = [rewritten.site for rewritten in broken.result.rewritten]
+        culprits = find_culprits(sites, broken.check.problem, judge)
+        if culprits is None or not replays[frozenset(culprits)].result.rewritten:
+            return self._taken_back(broken, f"broke its contract {self.each.contract}: {broken.check.problem}")
+        return replays[frozenset(culprits)]
+
+    def _taken_back(self, outcome: Outcome, failure: str) -> Outcome:
+        return Outcome(self.model, outcome.result, outcome.check, failure)
+
+
+def _raised(model: Model, version: int) -> Model:
+    """Return the model at a newer opset, or as it was where that is refused: the pass then skips what needs it."""
+    try:
+        return raise_opset(model, version)
+    except ModelError:
+        return model
