@@ -1,0 +1,65 @@
+"""Changes that are agreed on before any is made, so that a refusal leaves the graph as it was."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from graphopt.graph.affine.algebra import Array
+from graphopt.graph.edit import cast
+from graphopt.graph.view import GraphView
+from graphopt.result import Skip
+
+Change = Callable[[], None]
+
+_INVISIBLE = float(np.finfo(np.float32).tiny)
+
+
+def assign(view: GraphView, node: gs.Node, values: Mapping[int, Array], like: int = 1) -> Change:
+    """Agree on new constants for some slots of ``node``, cast once to the type of what is in slot ``like``.
+
+    Raises:
+        Skip: The type cannot carry the values.
+    """
+    kind = element_type(view, node.inputs[like])
+    narrow = {slot: carry(array, kind, _slot_name(node, slot)) for slot, array in values.items()}
+
+    def change() -> None:
+        for slot, array in narrow.items():
+            view.edit.set_values(node, slot, array, dtype=array.dtype)
+
+    return change
+
+
+def carry(values: Array, kind: "np.dtype[Any]", name: str) -> NDArray[Any]:
+    """Cast to a tensor's own type.
+
+    Raises:
+        Skip: A value overflows, or the largest are so small that the type loses their digits.
+    """
+    narrow = cast(values + 0.0, kind, name)  # + 0.0 makes a negative zero positive
+    if values.size:
+        loss = np.abs(narrow.astype(np.float64) - values).max()
+        allowed = max(np.abs(values).max() * 2.0 ** -_fraction_bits(kind), _INVISIBLE)
+        if loss > allowed:
+            raise Skip(f"{name!r} would underflow {kind.name}")
+    return narrow
+
+
+def element_type(view: GraphView, tensor: gs.Tensor) -> "np.dtype[Any]":
+    """Return the element type of a constant tensor."""
+    values = view.array(tensor)
+    if values is None:
+        raise Skip(f"{tensor.name!r} is not constant")
+    return values.dtype
+
+
+def _fraction_bits(kind: "np.dtype[Any]") -> int:
+    return {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}.get(kind.name, 7)
+
+
+def _slot_name(node: gs.Node, slot: int) -> str:
+    name = node.inputs[slot].name if slot < len(node.inputs) else ""
+    return str(name or f"bias of {node.outputs[0].name}")
