@@ -1,0 +1,290 @@
+"""Where the weights of layers lie: which input is a weight, which axes are output channels, and where it is stored.
+
+A weight is a stored constant that layers read directly or through operators that only move values (Transpose, Reshape,
+Slice, Concat and their kind), and that nothing else reads.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from graphopt.graph.shapes import Shape
+from graphopt.graph.view import GraphView, is_op
+from graphopt.result import Skip
+
+MOVES = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Cast")
+_FLOATS = ("float32", "float16", "float64", "bfloat16")
+
+
+@dataclass(frozen=True)
+class WeightSlot:
+    """An input of a layer that takes a weight.
+
+    ``channel`` is the axis of the weight, as the layer reads it, whose slices belong to separate outputs; ``summed`` is
+    an axis that the layer sums over. None where there is no such axis, or it cannot be told.
+    """
+
+    index: int
+    channel: int | None = None
+    summed: int | None = None
+
+
+@dataclass(frozen=True)
+class WeightUse:
+    """One layer's use of a stored tensor, with the slot's axes as axes of the stored tensor."""
+
+    layer: gs.Node
+    slot: int
+    channel: int | None
+    summed: int | None
+
+
+@dataclass
+class Weight:
+    """A tensor, the layers that use it as a weight, and the graph that stores it (or the main graph if it is computed)."""
+
+    source: gs.Tensor
+    home: gs.Graph
+    uses: list[WeightUse] = field(default_factory=list)
+
+
+def weight_slots(view: GraphView, node: gs.Node) -> list[WeightSlot]:
+    """Return the slots in which a layer can take a weight; empty for any other operator."""
+    convention = _CONVENTIONS.get(node.op) if is_op(node, node.op) else None
+    slots = convention(view, node) if convention else []
+    return [slot for slot in slots if slot.index < len(node.inputs) and not node.inputs[slot.index].is_empty()]
+
+
+def find_weights(view: GraphView) -> list[Weight]:
+    """Return every tensor, stored or computed, that layers read in the place of a weight, in order of first use.
+
+    Where a weight is put together from several, all stored, each of them is one; otherwise what is put together is.
+    """
+    view.model.adopt_constants()
+    homes = {id(tensor): graph for graph in view.graphs() for tensor in graph.initializers}
+    homes |= {id(node.outputs[0]): view.edit.graph_of(node) for node in view.nodes("Constant")}
+    found: dict[int, Weight] = {}
+    for node in view.nodes(*_CONVENTIONS):
+        for slot in weight_slots(view, node):
+            origins = list(trace(view, node.inputs[slot.index], slot.channel, slot.summed))
+            if not all(is_stored(view, source) for source, _, _ in origins):
+                origins = [(node.inputs[slot.index], slot.channel, slot.summed)] if len(origins) > 1 else origins
+            for source, channel, summed in origins:
+                weight = found.setdefault(id(source), Weight(source, homes.get(id(source), view.model.graph)))
+                weight.uses.append(WeightUse(node, slot.index, channel, summed))
+    return list(found.values())
+
+
+def trace(
+    view: GraphView, tensor: gs.Tensor, channel: int | None, summed: int | None
+) -> Iterator[tuple[gs.Tensor, int | None, int | None]]:
+    """Follow a tensor back through operators that only move values; yield each origin with the two axes there."""
+    waiting = [(tensor, channel, summed)]
+    while waiting:
+        tensor, channel, summed = waiting.pop()
+        node = view.producer(tensor)
+        if node is None or not is_op(node, *MOVES) or not _moves_floats(node):
+            yield tensor, channel, summed
+            continue
+        sources = node.inputs if node.op == "Concat" else node.inputs[:1]
+        waiting += [(s, _axis_before(view, node, channel), _axis_before(view, node, summed)) for s in reversed(sources)]
+
+
+def foreign_reader(view: GraphView, weight: Weight) -> str | None:
+    """Return what, other than its layers and questions of shape, depends on a weight's values; None if nothing does."""
+    known = {(id(use.layer), use.slot) for use in weight.uses}
+    waiting, seen = [weight.source], {id(weight.source)}
+    while waiting:
+        tensor = waiting.pop()
+        if view.is_output(tensor):
+            return f"{tensor.name!r} is a graph output"
+        for node in {id(node): node for node in view.readers(tensor)}.values():
+            slots = [index for index, read in enumerate(node.inputs) if read is tensor]
+            if all((id(node), slot) in known for slot in slots) or is_op(node, "Shape", "Size"):
+                continue
+            if not is_op(node, *MOVES) or (node.op != "Concat" and slots != [0]):
+                return f"{tensor.name!r} is also read by {node.op} {view.site(node)!r}"
+            outputs = [out for out in node.outputs if not out.is_empty() and id(out) not in seen]
+            seen |= {id(out) for out in outputs}
+            waiting += outputs
+    return None
+
+
+def require_weight(view: GraphView, weight: Weight) -> NDArray[np.generic]:
+    """Return the values of a weight that may be replaced by an approximation.
+
+    Raises:
+        Skip: It is not a stored, finite, non-empty float tensor, or more than permitted layers depend on it.
+    """
+    name = weight.source.name
+    values = view.array(weight.source)
+    if values is None:
+        kind = "can be overridden by the caller" if is_stored(view, weight.source) else "is computed"
+        raise Skip(f"{name!r} {kind}")
+    if not is_float(values.dtype):
+        raise Skip(f"{name!r} holds {values.dtype} values")
+    if (culprit := foreign_reader(view, weight)) is not None:
+        raise Skip(culprit)
+    sites = {view.site(use.layer): None for use in weight.uses}
+    for site in sites:
+        try:
+            view.require_permitted(site)
+        except Skip as reason:
+            raise Skip(str(reason) if len(sites) == 1 else f"{name!r} is shared with {site!r}: {reason}") from None
+    if not values.size:
+        raise Skip(f"{name!r} is empty")
+    if not np.isfinite(values.astype(np.float32) if values.dtype.name == "bfloat16" else values).all():
+        raise Skip(f"{name!r} holds NaN or Inf")
+    return values
+
+
+def is_candidate(view: GraphView, weight: Weight) -> bool:
+    """Whether a weight could be quantized at some opset, whatever its values."""
+    values = view.array(weight.source)
+    return values is not None and is_float(values.dtype) and foreign_reader(view, weight) is None
+
+
+def is_stored(view: GraphView, tensor: gs.Tensor) -> bool:
+    """Whether a tensor is an initializer or the output of a Constant node."""
+    return isinstance(tensor, gs.Constant) or view.producer(tensor, "Constant") is not None
+
+
+def is_float(dtype: "np.dtype[np.generic]") -> bool:
+    """Whether a weight of this element type can be quantized."""
+    return dtype.name in _FLOATS
+
+
+def _integer(node: gs.Node, name: str, default: int) -> int | None:
+    """Return an integer attribute; None where a function's caller decides it."""
+    value = node.attrs.get(name, default)
+    return value if isinstance(value, int) else None
+
+
+def _rank(view: GraphView, tensor: gs.Tensor) -> int | None:
+    shape = view.shape(tensor)
+    return None if shape is None else len(shape)
+
+
+# -- which axis is which, operator by operator -------------------------------------------------------------------------
+
+
+def _conv(view: GraphView, node: gs.Node) -> list[WeightSlot]:
+    """Conv, DeformConv: [M, C / group, ...]."""
+    return [WeightSlot(1, 0, 1)]
+
+
+def _conv_transpose(view: GraphView, node: gs.Node) -> list[WeightSlot]:
+    """ConvTranspose: [C, M / group, ...].
+
+    With groups, a slice of axis 1 mixes one channel of every group, while a slice of axis 0 stays within one; in the
+    depthwise case axis 0 is the channel itself.
+    """
+    return [WeightSlot(1, 1, 0) if _integer(node, "group", 1) == 1 else WeightSlot(1, 0, 1)]
+
+
+def _gemm(view: GraphView, node: gs.Node) -> list[WeightSlot]:
+    """Gemm: A is [M, K] ([K, M] if transposed), B is [K, N] ([N, K] if transposed)."""
+    left, right = _integer(node, "transA", 0), _integer(node, "transB", 0)
+    slots = [WeightSlot(1) if right is None else WeightSlot(1, 0, 1) if right else WeightSlot(1, 1, 0)]
+    return [*slots, WeightSlot(0) if left is None else WeightSlot(0, 1, 0) if left else WeightSlot(0, 0, 1)]
+
+
+def _matmul(view: GraphView, node: gs.Node) -> list[WeightSlot]:
+    """MatMul: [..., M, K] by [..., K, N]; a vector is summed over whole."""
+    right, left = _rank(view, node.inputs[1]), _rank(view, node.inputs[0])
+    slots = [WeightSlot(1) if right is None or right < 2 else WeightSlot(1, right - 1, right - 2)]
+    return [*slots, WeightSlot(0) if left is None or left < 2 else WeightSlot(0, left - 2, left - 1)]
+
+
+def _gather(view: GraphView, node: gs.Node) -> list[WeightSlot]:
+    """Gather: a table, of which rows along ``axis`` are picked; nothing is summed, blocks run along the last axis."""
+    axis, rank = _integer(node, "axis", 0), _rank(view, node.inputs[0])
+    if axis is None or rank is None or rank < 2:
+        return []
+    axis %= rank
+    return [WeightSlot(0, axis, rank - 1 if axis != rank - 1 else 0)]
+
+
+def _recurrent(view: GraphView, node: gs.Node) -> list[WeightSlot]:
+    """LSTM, GRU, RNN: W is [directions, gates * hidden, input], R is [directions, gates * hidden, hidden]."""
+    return [WeightSlot(1, 1, 2), WeightSlot(2, 1, 2)]
+
+
+def _einsum(view: GraphView, node: gs.Node) -> list[WeightSlot]:
+    """Einsum of two operands without ellipsis or repeated index: a matrix product over their common indices."""
+    equation = node.attrs.get("equation")
+    if not isinstance(equation, str) or len(node.inputs) != 2 or "." in equation:
+        return []
+    left, _, result = equation.replace(" ", "").partition("->")
+    terms = left.split(",")
+    if len(terms) != 2 or any(len(set(term)) != len(term) for term in terms):
+        return []
+    if "->" not in equation:
+        result = "".join(index for index in terms[0] + terms[1] if index not in set(terms[0]) & set(terms[1]))
+    slots = []
+    for slot, (term, other) in ((1, (terms[1], terms[0])), (0, (terms[0], terms[1]))):
+        own = [axis for axis, index in enumerate(term) if index in result and index not in other]
+        summed = [axis for axis, index in enumerate(term) if index in other and index not in result]
+        if own and summed:
+            slots.append(WeightSlot(slot, _longest(view.shape(node.inputs[slot]), own), summed[-1]))
+    return slots
+
+
+def _longest(shape: Shape, axes: list[int]) -> int:
+    """Return the axis of the largest known size; the last one among equals."""
+    sizes = [shape[axis] if shape is not None and axis < len(shape) else 0 for axis in axes]
+    return max(zip((size if isinstance(size, int) else 0 for size in sizes), axes, strict=True))[1]
+
+
+_CONVENTIONS: dict[str, Callable[[GraphView, gs.Node], list[WeightSlot]]] = {
+    "Conv": _conv,
+    "DeformConv": _conv,
+    "ConvTranspose": _conv_transpose,
+    "Gemm": _gemm,
+    "MatMul": _matmul,
+    "Gather": _gather,
+    "Einsum": _einsum,
+    "LSTM": _recurrent,
+    "GRU": _recurrent,
+    "RNN": _recurrent,
+}
+
+
+# -- axes through operators that move values ---------------------------------------------------------------------------
+
+
+def _moves_floats(node: gs.Node) -> bool:
+    """Whether a Cast goes to a float type; true of the other moving operators."""
+    return node.op != "Cast" or node.attrs.get("to") in (1, 10, 11, 16)
+
+
+def _axis_before(view: GraphView, node: gs.Node, axis: int | None) -> int | None:
+    """Return which axis of a moving node's input becomes ``axis`` of its output; None if none does or it is unknown."""
+    if axis is None or node.op in ("Identity", "Cast", "Slice", "Split", "Concat"):
+        return axis
+    if node.op == "Transpose":
+        rank = _rank(view, node.outputs[0])
+        order = node.attrs.get("perm", None if rank is None else list(range(rank))[::-1])
+        return order[axis] if isinstance(order, list) and axis < len(order) else None
+    before, after = view.shape(node.inputs[0]), view.shape(node.outputs[0])
+    return None if before is None or after is None else matching_axis(after, before, axis)
+
+
+def matching_axis(shape: Shape, other: Shape, axis: int) -> int | None:
+    """Return the axis of ``other`` that holds the same index as ``axis`` of ``shape``, of which it is a reshape.
+
+    It is the one of equal size with equally many elements before it. An axis of size one has no index to hold.
+    """
+    sizes, others = shape or (), other or ()
+    if not all(isinstance(size, int) for size in (*sizes, *others)) or axis >= len(sizes) or sizes[axis] == 1:
+        return None
+    before = int(np.prod(sizes[:axis], dtype=np.int64))
+    total = 1
+    for index, size in enumerate(others):
+        if total == before and size == sizes[axis]:
+            return index
+        total *= int(size or 0)
+    return None
