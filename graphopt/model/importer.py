@@ -1,20 +1,223 @@
-"""ModelProto to Model."""
+"""Protos to graph."""
 
+import gc
+from collections import ChainMap
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, helper
 
-from graphopt.model import _gsio
+from graphopt.errors import ModelError
+from graphopt.model.attributes import read_attribute
+from graphopt.model.ir import Constant, Graph, Info, Node, Variable, make_constant, make_node, make_variable
 from graphopt.model.model import Model
+from graphopt.model.weights import MappedValues, SparseValues, TensorValues
+from graphopt.model.wire import Span, WireError, marker_index, split, strip
+
+Scope = ChainMap[str, gs.Tensor]
+Resolve = Callable[[TensorProto], Span]
+
+_MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
+_GRAPH_LISTS = {1, 5, 11, 12, 13, 15}
+_FUNCTION_LISTS = {4, 5, 7, 12}
 
 
 def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> Model:
-    """Build a Model; the proto is not changed and its weights are not copied."""
-    graph = _gsio.from_onnx(proto)
-    header = onnx.ModelProto()
-    header.CopyFrom(proto)
-    header.ClearField("graph")
-    model = Model(graph, header, path)
+    """Build a Model, which keeps its own copy of all that ``proto`` says.
+
+    External data is not looked up: such a tensor must have been loaded into the proto.
+
+    Raises:
+        ModelError: The proto is not a usable model.
+    """
+    try:
+        data = proto.SerializeToString()
+    except Exception as error:  # protobuf raises several kinds above 2 GB
+        raise ModelError(
+            "the model is larger than protobuf can hold in memory (2 GB); load it from its file"
+        ) from error
+    skeleton, spans = strip(data)
+    return read_model(skeleton, spans, _no_external, path)
+
+
+def read_model(skeleton: bytes, spans: Sequence[Span], external: Resolve, path: Path | None) -> Model:
+    """Build a Model from a skeleton.
+
+    Args:
+        skeleton: Serialized model with markers in place of big weights.
+        spans: Where those weights are.
+        external: Finds the bytes of a tensor that is stored externally.
+        path: The file, for the model to remember.
+
+    Raises:
+        ModelError: The skeleton is not a usable model.
+    """
+    try:
+        rest, parts = split(skeleton, {_MODEL_GRAPH})
+        header = onnx.ModelProto.FromString(rest)
+        graph = onnx.GraphProto.FromString(parts.get(_MODEL_GRAPH, b""))
+    except (WireError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+        raise ModelError(f"not an ONNX model: {error}") from error
+    reader = _Reader(header, spans, external)
+    with no_garbage_collection():
+        functions = [reader.function(function) for function in header.functions]
+        main = reader.graph(graph, ChainMap())
+    header.ClearField("functions")
+    model = Model(main, header, path, functions=functions)
     for inner in model.graphs():
-        inner._spare = {id(t) for t in inner._home if not t.outputs}
+        given = {id(tensor) for tensor in inner.outputs}
+        inner.unused = {id(t) for t in inner.initializers if not t.outputs and id(t) not in given}
     return model
+
+
+class _Reader:
+    """Reads the graphs of one model."""
+
+    def __init__(self, header: onnx.ModelProto, spans: Sequence[Span], external: Resolve) -> None:
+        self._opsets = list(header.opset_import)
+        self._spans = spans
+        self._external = external
+
+    def function(self, proto: onnx.FunctionProto) -> Graph:
+        """Read the body of a local function."""
+        scope: Scope = ChainMap({})
+        for name in proto.input:
+            scope[name] = make_variable(name)
+        rest, _ = split(proto.SerializeToString(), _FUNCTION_LISTS)
+        nodes = self._nodes(proto.node, scope)
+        value_infos = [_info(info, scope) for info in proto.value_info]
+        inputs, outputs = [scope[name] for name in proto.input], [self._find(name, scope) for name in proto.output]
+        graph = Graph(nodes, inputs, outputs, onnx.FunctionProto.FromString(rest), proto.opset_import or self._opsets)
+        graph.value_infos = value_infos
+        return graph
+
+    def graph(self, proto: onnx.GraphProto, outer: Scope) -> Graph:
+        """Read a graph whose nodes may capture tensors of ``outer``."""
+        scope = outer.new_child({})
+        initializers = [self._initializer(tensor) for tensor in proto.initializer]
+        initializers += [self._sparse(tensor) for tensor in proto.sparse_initializer]
+        for constant in initializers:
+            if constant.name in scope.maps[0]:
+                raise ModelError(f"two initializers are named {constant.name!r}")
+            scope.maps[0][constant.name] = constant
+        for info in proto.input:
+            if not isinstance(scope.maps[0].setdefault(info.name, make_variable(info.name)), (Variable, Constant)):
+                raise ModelError(f"two inputs are named {info.name!r}")
+        nodes = self._nodes(proto.node, scope)
+        input_infos, value_infos, output_infos = (
+            [_info(info, scope) for info in infos] for infos in (proto.input, proto.value_info, proto.output)
+        )
+        inputs = [tensor for _, tensor in input_infos if isinstance(tensor, gs.Variable)]
+        outputs = [self._find(info.name, scope) for info in proto.output]
+        rest, _ = split(proto.SerializeToString(), _GRAPH_LISTS)
+        graph = Graph(nodes, inputs, outputs, onnx.GraphProto.FromString(rest), self._opsets)
+        graph.initializers = initializers
+        graph.input_infos, graph.value_infos, graph.output_infos = input_infos, value_infos, output_infos
+        return graph
+
+    def _nodes(self, protos: Sequence[onnx.NodeProto], scope: Scope) -> list[Node]:
+        """Read nodes; first every tensor that they produce, so that captures and unsorted nodes find theirs."""
+        local = scope.maps[0]
+        for proto in protos:
+            for name in proto.output:
+                if not name:
+                    continue
+                if name in local:
+                    raise ModelError(f"{name!r} is produced twice, the second time by a {proto.op_type} node")
+                local[name] = make_variable(name)
+        return [self._node(proto, scope) for proto in protos]
+
+    def _node(self, proto: onnx.NodeProto, scope: Scope) -> Node:
+        """Read one node."""
+        attributes: dict[str, Any] = {}
+        for attribute in proto.attribute:
+            if attribute.name in attributes:
+                raise ModelError(f"the {proto.op_type} node {proto.name!r} has two attributes {attribute.name!r}")
+            attributes[attribute.name] = read_attribute(
+                attribute, lambda body: self.graph(body, scope), self._initializer
+            )
+        inputs = [self._find(name, scope) if name else make_variable("") for name in proto.input]
+        outputs = [scope.maps[0][name] if name else make_variable("") for name in proto.output]
+        domain = proto.domain if proto.HasField("domain") else None
+        return make_node(proto.op_type, proto.name, attributes, inputs, outputs, domain, proto)
+
+    def _find(self, name: str, scope: Scope) -> gs.Tensor:
+        """Return the tensor of a name in scope.
+
+        Raises:
+            ModelError: Nothing defines it.
+        """
+        tensor = scope.get(name)
+        if tensor is None:
+            raise ModelError(f"{name!r} is used but no input, initializer or node defines it")
+        return tensor
+
+    def _initializer(self, proto: TensorProto) -> Constant:
+        """Read a tensor; its values stay where they are."""
+        if proto.data_location == TensorProto.EXTERNAL:
+            return make_constant(proto.name, MappedValues(_described(proto), self._external(proto)))
+        index = marker_index(proto.raw_data)
+        if index is None or index >= len(self._spans):
+            return make_constant(proto.name, TensorValues(proto))
+        return make_constant(proto.name, MappedValues(_described(proto), self._spans[index]))
+
+    def _sparse(self, proto: onnx.SparseTensorProto) -> Constant:
+        """Read a sparse initializer, which goes by the name of its values."""
+        return make_constant(proto.values.name, SparseValues(proto))
+
+
+def _described(proto: TensorProto) -> TensorProto:
+    """Return all of a tensor but its data and where that is."""
+    described = TensorProto()
+    described.CopyFrom(proto)
+    described.ClearField("raw_data")
+    if proto.data_location == TensorProto.EXTERNAL:
+        described.ClearField("external_data")
+        described.ClearField("data_location")
+    return described
+
+
+def _info(info: onnx.ValueInfoProto, scope: Scope) -> Info:
+    """Match a declaration with its tensor, and tell a computed tensor what is declared of it."""
+    tensor = scope.get(info.name)
+    if isinstance(tensor, Variable) and tensor is scope.maps[0].get(info.name):
+        kind = info.type.WhichOneof("value")
+        if kind == "tensor_type":
+            dtype, shape = _declared(info.type.tensor_type)
+            tensor.dtype = tensor.dtype if dtype is None else dtype
+            tensor.shape = tensor.shape if shape is None else shape
+        elif kind is not None:
+            tensor.type = kind
+        tensor.declared = (tensor.dtype, None if tensor.shape is None else tuple(tensor.shape))
+    return info, tensor
+
+
+def _declared(kind: onnx.TypeProto.Tensor) -> tuple[Any, list[int | str | None] | None]:
+    """Return element type (None if undefined) and shape (None if of unknown rank)."""
+    dtype = helper.tensor_dtype_to_np_dtype(kind.elem_type) if kind.elem_type else None
+    if not kind.HasField("shape"):
+        return dtype, None
+    return dtype, [
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param if dim.HasField("dim_param") else None
+        for dim in kind.shape.dim
+    ]
+
+
+def _no_external(proto: TensorProto) -> Span:
+    raise ModelError(f"{proto.name!r} is external data, which only a file can have: load the model from its path")
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Hold Python's cycle collector off while many objects are made that all stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

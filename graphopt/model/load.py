@@ -1,23 +1,45 @@
-"""File to Model."""
+"""File to Model, with the weights left on disk."""
 
+import mmap
+import os
 from os import PathLike
 from pathlib import Path
 
-import onnx
-
 from graphopt.errors import ModelError
-from graphopt.model.importer import from_proto
+from graphopt.model.external import ExternalData
+from graphopt.model.importer import read_model
 from graphopt.model.model import Model
+from graphopt.model.wire import Buffer, WireError, strip
 
 
 def load(path: str | PathLike[str]) -> Model:
-    """Load a model file.
+    """Load a model file of any size; its weights, inline or external, are mapped read-only and not read yet.
 
     Raises:
         ModelError: The file is missing or is not a usable model.
     """
+    file = Path(path)
     try:
-        proto = onnx.load(str(path))
-    except Exception as error:
-        raise ModelError(f"{path}: {error}") from error
-    return from_proto(proto, Path(path))
+        skeleton, spans = strip(_mapped(file))
+        return read_model(skeleton, spans, ExternalData(file.parent).find, file)
+    except WireError as error:
+        raise ModelError(f"{file}: not an ONNX model: {error}") from error
+    except ModelError as error:
+        raise ModelError(f"{file}: {error}") from error
+
+
+def _mapped(file: Path) -> Buffer:
+    """Map a file.
+
+    Raises:
+        ModelError: It is missing, empty, unreadable or not a regular file.
+    """
+    try:
+        if not file.is_file():
+            raise ModelError("not a file" if file.exists() else "no such file")
+        with file.open("rb") as handle:
+            if not os.fstat(handle.fileno()).st_size:
+                raise ModelError("the file is empty")
+            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise ModelError(f"cannot read it: {error.strerror}") from error

@@ -1,21 +1,33 @@
 """A loaded model: its graph in onnx-graphsurgeon's classes and everything else that the file said."""
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.model.ir import Graph
+
 
 @dataclass(eq=False)
 class Model:
-    """One model: the main graph, and a header proto with all that is not graph."""
+    """One model.
 
-    graph: gs.Graph
+    Attributes:
+        graph: The main graph.
+        header: A proto with all that is neither graph nor function: versions, metadata, training info.
+        path: The file that it was loaded from.
+        repairs: What loading had to put right, one sentence each.
+        functions: The bodies of local functions.
+    """
+
+    graph: Graph
     header: onnx.ModelProto
     path: Path | None = None
     repairs: tuple[str, ...] = ()
+    functions: list[Graph] = field(default_factory=list)
 
     @property
     def opset(self) -> int:
@@ -24,34 +36,75 @@ class Model:
 
     def graphs(self) -> Iterator[gs.Graph]:
         """Yield the main graph, function bodies and every subgraph below them, outer before inner."""
-        waiting = [self.graph]
+        waiting = [*reversed(self.functions), self.graph]
         while waiting:
             graph = waiting.pop()
             yield graph
-            waiting += [v for node in graph.nodes for v in node.attrs.values() if isinstance(v, gs.Graph)]
+            waiting += reversed(subgraphs(graph))
+
+    def constants(self) -> Iterator[gs.Constant]:
+        """Yield every initializer and every tensor attribute."""
+        self.adopt_constants()
+        for graph in self.graphs():
+            yield from graph.initializers
+            for node in graph.nodes:
+                yield from (value for value in node.attrs.values() if isinstance(value, gs.Constant))
 
     def overridable(self) -> list[gs.Tensor]:
         """Return the initializers that a caller can override: listed as inputs too, from IR version 4 on."""
-        return list(self.graph._init_inputs) if self.header.ir_version >= 4 else []
+        if self.header.ir_version < 4:
+            return []
+        owned = {id(constant) for constant in self.graph.initializers}
+        return [tensor for _, tensor in self.graph.input_infos if id(tensor) in owned]
 
     def names(self) -> set[str]:
         """Return every tensor and node name in use."""
         used: set[str] = set()
         for graph in self.graphs():
-            used |= {tensor.name for tensor in [*graph.inputs, *graph.outputs, *graph._home]}
+            used |= {tensor.name for tensor in [*graph.inputs, *graph.outputs, *graph.initializers]}
             for node in graph.nodes:
                 used |= {node.name, *(t.name for t in node.inputs), *(t.name for t in node.outputs)}
         return used
 
+    def adopt_constants(self) -> None:
+        """Give every constant that a pass has made to a graph: the innermost one that all its readers can see.
+
+        A constant that its owner's readers no longer can see moves likewise. Up to IR version 3 an initializer has to
+        be an input, which a subgraph cannot have more of, so there the main graph owns it.
+        """
+        owner = {id(constant): graph for graph in self.graphs() for constant in graph.initializers}
+        chains: dict[int, list[gs.Graph]] = {}
+        adopted: dict[int, tuple[gs.Constant, list[gs.Graph]]] = {}
+        for graph in self.graphs():
+            chain = chains.setdefault(id(graph), [graph])
+            chains |= {id(inner): [*chain, inner] for inner in subgraphs(graph)}
+            visible = {id(outer) for outer in chain}
+            for tensor in itertools.chain(graph.outputs, *(node.inputs for node in graph.nodes)):
+                if isinstance(tensor, gs.Constant) and id(owner.get(id(tensor))) not in visible:
+                    _, common = adopted.get(id(tensor), (tensor, chain))
+                    adopted[id(tensor)] = tensor, [a for a, b in zip(common, chain, strict=False) if a is b]
+        for constant, visible in adopted.values():
+            home = owner.get(id(constant))
+            if home is not None:
+                home.initializers[:] = [other for other in home.initializers if other is not constant]
+            top = self.header.ir_version < 4 or not visible
+            (self.graph if top else visible[-1]).initializers.append(constant)
+
     def drop_unused_constants(self) -> None:
         """Forget initializers that a pass has left without readers; those that were unused in the file stay."""
         for graph in self.graphs():
-            given = {id(tensor) for tensor in [*graph.outputs, *graph._init_inputs]}
-            graph._home[:] = [t for t in graph._home if t.outputs or id(t) in given or id(t) in graph._spare]
+            given = {id(tensor) for tensor in graph.outputs} | {id(tensor) for _, tensor in graph.input_infos}
+            graph.initializers[:] = [
+                t for t in graph.initializers if t.outputs or id(t) in given or id(t) in graph.unused
+            ]
 
     def copy(self) -> "Model":
-        """Return a structural copy that shares every weight."""
-        from graphopt.model.exporter import to_proto
-        from graphopt.model.importer import from_proto
+        """Return a structural copy that shares every weight and every proto that the model was read from."""
+        from graphopt.model.copy import copy_model
 
-        return from_proto(to_proto(self), path=self.path)
+        return copy_model(self)
+
+
+def subgraphs(graph: gs.Graph) -> list[gs.Graph]:
+    """Return the graphs that nodes of ``graph`` have as attributes, in order."""
+    return [value for node in graph.nodes for value in node.attrs.values() if isinstance(value, gs.Graph)]

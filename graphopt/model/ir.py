@@ -1,0 +1,126 @@
+"""onnx-graphsurgeon's classes with what they would forget: the protos that they were read from."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+from onnx_graphsurgeon.util.misc import SynchronizedList
+
+from graphopt.model.weights import TensorValues
+
+Declared = tuple[Any, tuple[Any, ...] | None]
+"""Element type and shape of a tensor, as a ValueInfoProto declared them."""
+
+Info = tuple[onnx.ValueInfoProto, gs.Tensor | None]
+"""A declaration and the tensor it is about; None if the graph has no such tensor."""
+
+
+class RawAttribute:
+    """An attribute that onnx-graphsurgeon cannot model (sparse tensors, types, lists of graphs): kept as it is."""
+
+    def __init__(self, proto: onnx.AttributeProto) -> None:
+        """Hold ``proto``."""
+        self.proto = proto
+
+    def __repr__(self) -> str:
+        return f"RawAttribute({self.proto.name!r})"
+
+
+class Variable(gs.Variable):  # type: ignore[misc]
+    """A tensor that is computed; ``declared`` is what the file said of its type and shape."""
+
+    declared: Declared | None
+
+
+class Constant(gs.Constant):  # type: ignore[misc]
+    """An initializer or tensor attribute; ``original`` is what the file has for it, ``declared`` its type and shape."""
+
+    original: TensorValues | None
+    declared: Declared | None
+
+
+class Node(gs.Node):  # type: ignore[misc]
+    """A node; ``source`` is its proto."""
+
+    source: onnx.NodeProto | None
+
+
+class Graph(gs.Graph):  # type: ignore[misc]
+    """A graph, a subgraph or a function body.
+
+    Attributes:
+        rest: The proto without nodes, initializers, inputs, outputs and value_info.
+        initializers: The constants that this graph owns, in file order, unused ones included.
+        unused: Ids of those that nothing read in the file.
+        input_infos: Declared inputs, overridable initializers included; a function's have names only.
+        output_infos: Declared outputs.
+        value_infos: Declared intermediate tensors.
+    """
+
+    rest: onnx.GraphProto | onnx.FunctionProto
+    initializers: list[gs.Constant]
+    unused: set[int]
+    input_infos: list[Info]
+    output_infos: list[Info]
+    value_infos: list[Info]
+
+    def __init__(
+        self, nodes: list[gs.Node], inputs: list[gs.Tensor], outputs: list[gs.Tensor], rest: Any, opsets: Any
+    ) -> None:
+        """Make a graph of nodes that are wired already."""
+        opset = next((o.version for o in opsets if o.domain in ("", "ai.onnx")), 1)
+        super().__init__(nodes, inputs, outputs, rest.name, rest.doc_string, opset, list(opsets))
+        self.rest = rest
+        self.initializers = []
+        self.unused = set()
+        self.input_infos, self.output_infos, self.value_infos = [], [], []
+
+    @property
+    def is_function(self) -> bool:
+        """Whether this is the body of a local function, which has no initializers and no declared inputs."""
+        return isinstance(self.rest, onnx.FunctionProto)
+
+
+def make_variable(name: str, dtype: Any = None, shape: Any = None, kind: str = "tensor_type") -> Variable:
+    """Return a Variable; faster than its constructor, which matters for graphs of 100,000 nodes."""
+    variable = Variable.__new__(Variable)
+    variable.__dict__.update(name=name, dtype=dtype, shape=shape, type=kind, declared=None)
+    return _linked(variable)
+
+
+def make_constant(name: str, values: TensorValues) -> Constant:
+    """Return a Constant as the file has it."""
+    constant = Constant.__new__(Constant)
+    constant.__dict__.update(name=name, _values=values, data_location=None, _export_dtype=None, original=values)
+    constant.declared = (values.dtype, tuple(values.shape))
+    return _linked(constant)
+
+
+def make_node(
+    op: str,
+    name: str,
+    attrs: dict[str, Any],
+    inputs: Iterable[gs.Tensor],
+    outputs: Iterable[gs.Tensor],
+    domain: str | None,
+    source: onnx.NodeProto | None,
+) -> Node:
+    """Return a Node wired to its tensors."""
+    node = Node.__new__(Node)
+    node.__dict__.update(op=op, name=name, attrs=attrs, domain=domain, source=source)
+    _linked(node)
+    for tensor in inputs:
+        list.append(node.inputs, tensor)
+        list.append(tensor.outputs, node)
+    for tensor in outputs:
+        list.append(node.outputs, tensor)
+        list.append(tensor.inputs, node)
+    return node
+
+
+def _linked(thing: Any) -> Any:
+    """Give a tensor or node its two synchronized lists."""
+    thing.__dict__["inputs"] = SynchronizedList(thing, "outputs", ())
+    thing.__dict__["outputs"] = SynchronizedList(thing, "inputs", ())
+    return thing
