@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from graphopt import FloatExact, GraphView, SitePass
-from graphopt.graph.affine import batchnorm, into_producers
+from graphopt import FloatExact, GraphView, SitePass, Skip
+from graphopt.graph.affine import Affine, Change, batchnorm, into_producers, into_readers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,16 @@ class FoldBatchNorm(SitePass):
     def rewrite(self, view: GraphView, node: gs.Node) -> str:
         """Move one BatchNormalization into the layers before it."""
         affine = batchnorm(view, node)
-        for change in into_producers(view, node.inputs[0], affine):
-            change()
+        for change in self._plan(view, node, affine):
+            change.make()
         view.edit.bypass(node)
         return ""
+
+    def _plan(self, view: GraphView, node: gs.Node, affine: Affine) -> list[Change]:
+        try:
+            return into_producers(view, node.inputs[0], affine)
+        except Skip as before:
+            try:
+                return into_readers(view, node.outputs[0], affine)
+            except Skip as behind:
+                raise Skip(f"not into what is before it: {before}; nor behind it: {behind}") from behind

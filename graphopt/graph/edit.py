@@ -1,5 +1,6 @@
 """The only surgery on graphs: every change a pass makes goes through here, linear in what it touches."""
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,7 +9,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import ArrayLike, NDArray
 
 from graphopt.graph.constants import constant_values
-from graphopt.graph.order import sort_nodes
+from graphopt.graph.order import bodies, sort_nodes
+from graphopt.graph.shapes import refresh_shapes
 from graphopt.model import Model
 from graphopt.result import Skip
 
@@ -26,6 +28,8 @@ class Edit:
         self._removed: dict[int, gs.Node] = {}
         self._home: dict[int, gs.Graph] = {}
         self._names: set[str] | None = None
+        self._counts: dict[str, int] = {}
+        self._stale: dict[int, gs.Node] = {}
         self._index()
 
     def _index(self) -> None:
@@ -59,15 +63,16 @@ class Edit:
         """Return ``stem``, or the first ``stem_N``, that no tensor or node of the model uses; it is then taken."""
         if self._names is None:
             self._names = self._model.names()
-        name, count = stem, 0
+        name, count = stem, self._counts.get(stem, 0)
         while name in self._names or not name:
             count += 1
             name = f"{stem}_{count}"
+        self._counts[stem] = count
         self._names.add(name)
         return name
 
     def constant(self, stem: str, values: NDArray[Any]) -> gs.Constant:
-        """Return a new initializer; it belongs to the graph of the first node that reads it."""
+        """Return a new initializer; it will belong to the innermost graph that all its readers can see."""
         return gs.Constant(self.fresh_name(stem), np.asarray(values, order="C"))
 
     def variable(self, stem: str, like: gs.Tensor | None = None) -> gs.Variable:
@@ -101,6 +106,8 @@ class Edit:
         while len(node.inputs) <= index:
             node.inputs.append(gs.Variable.empty())
         old = node.inputs[index]
+        if isinstance(old, gs.Constant) and isinstance(tensor, gs.Constant) and list(old.shape) != list(tensor.shape):
+            self.forget_shapes(node)
         list.__setitem__(node.inputs, index, tensor)
         _drop_once(old.outputs, node)
         list.append(tensor.outputs, node)
@@ -140,6 +147,8 @@ class Edit:
         kind = dtype if dtype is not None else _dtype(old)
         array = cast(values, kind, "" if old is None else str(old.name))
         alone = old is not None and isinstance(old, gs.Constant) and self._only_reader(old, node)
+        if not isinstance(old, gs.Constant) or list(old.shape) != list(array.shape) or array.dtype.kind == "i":
+            self.forget_shapes(node)
         if alone and old is not None:
             old._values = array
             return
@@ -171,8 +180,14 @@ class Edit:
 
         Where its output is a graph output, the producer of its input takes that name over if it can; otherwise an
         Identity stays.
+
+        Raises:
+            Skip: Something reads another output of the node; nothing has been changed then.
         """
         source, out = node.inputs[0], node.outputs[0]
+        for extra in node.outputs[1:]:
+            if extra.name and (self.is_output(extra) or any(not self.is_removed(reader) for reader in extra.outputs)):
+                raise Skip(f"{extra.name!r}, another output of the node, is used")
         if not self.is_output(out):
             self.remove([node])
             self.replace_uses(out, source)
@@ -190,15 +205,34 @@ class Edit:
         node.op, node.domain, node.attrs = "Identity", None, {}
         for extra in list(node.inputs)[1:]:
             _drop_once(extra.outputs, node)
+        for extra in list(node.outputs)[1:]:
+            _drop_once(extra.inputs, node)
         list.__setitem__(node.inputs, slice(None), [source])
+        list.__setitem__(node.outputs, slice(None), [out])
 
     def remove(self, nodes: Iterable[gs.Node]) -> None:
-        """Flag nodes as removed; ``settle`` unlinks them."""
-        for node in nodes:
+        """Flag nodes, and those in their subgraphs, as removed; ``settle`` unlinks them."""
+        waiting = list(nodes)
+        while waiting:
+            node = waiting.pop()
             self._removed[id(node)] = node
+            waiting += [inner for body in bodies(node) for inner in body.nodes]
+
+    # -- shapes --------------------------------------------------------------------------------------------------------
+
+    def forget_shapes(self, *nodes: gs.Node) -> None:
+        """Note that what these nodes compute changes shape: ``settle`` drops what the file declares downstream.
+
+        Replacing a constant by one of another shape notes it by itself; a pass calls this where it changes shapes in
+        other ways, by attributes for instance. Without nodes, all that is computed in the model is meant.
+        """
+        for node in nodes or (node for graph in self._model.graphs() for node in graph.nodes):
+            self._stale[id(node)] = node
+
+    # -- the end -------------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Drop removed nodes, sort every graph stably, drop constants that nothing reads any more."""
+        """Drop removed nodes, sort every graph stably, drop constants that nothing reads, infer changed shapes anew."""
         if self._removed:
             ends = (end for node in self._removed.values() for end in [*node.inputs, *node.outputs])
             for tensor in {id(end): end for end in ends}.values():
@@ -209,17 +243,20 @@ class Edit:
                 list.clear(node.outputs)
             for graph in list(self._model.graphs()):
                 graph.nodes[:] = [node for node in graph.nodes if id(node) not in self._removed]
-            self._removed = {}
         for graph in self._model.graphs():
             sort_nodes(graph)
+        self._model.adopt_constants()
         self._model.drop_unused_constants()
+        if stale := [node for node in self._stale.values() if not self.is_removed(node)]:
+            refresh_shapes(self._model, stale)
+        self._removed, self._stale = {}, {}
         self._index()
 
     # -- inner ---------------------------------------------------------------------------------------------------------
 
     def _only_reader(self, tensor: gs.Tensor, node: gs.Node) -> bool:
         """Whether one slot of ``node`` is the only use of ``tensor`` in the model."""
-        readers = [reader for reader in tensor.outputs if not self.is_removed(reader)]
+        readers = list(itertools.islice((reader for reader in tensor.outputs if not self.is_removed(reader)), 2))
         return len(readers) == 1 and readers[0] is node and not self.is_output(tensor) and not self.is_input(tensor)
 
 
@@ -244,8 +281,13 @@ def _dtype(tensor: gs.Tensor | None) -> Any:
 
 
 def _drop_once(nodes: list[gs.Node], node: gs.Node) -> None:
-    """Remove one mention of ``node`` from a synchronized list, by identity."""
-    for index, other in enumerate(nodes):
-        if other is node:
-            list.__delitem__(nodes, index)
-            return
+    """Remove one mention of ``node`` from a synchronized list, by identity.
+
+    It looks from both ends at once: whoever unlinks all readers of a tensor, in either order, finds each at an end.
+    """
+    last = len(nodes) - 1
+    for index in range(last // 2 + 1):
+        for place in (index, last - index):
+            if nodes[place] is node:
+                list.__delitem__(nodes, place)
+                return

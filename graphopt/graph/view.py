@@ -128,13 +128,22 @@ class GraphView:
             values = self.array(tensor)
             if values is None:
                 raise Skip(f"{tensor.name!r} is not constant")
-            if values.dtype.kind not in "fiub" and not _is_low_precision_float(values.dtype):
-                raise Skip(f"{tensor.name!r} holds {values.dtype} values")
-            wide = np.asarray(values, dtype=np.float64)
-            if not np.isfinite(wide).all():
-                raise Skip(f"{tensor.name!r} holds NaN or Inf")
-            arrays.append(wide)
+            arrays.append(widen(values, str(tensor.name)))
         return arrays
+
+
+def widen(values: NDArray[np.generic], name: str) -> NDArray[np.float64]:
+    """Return values as float64.
+
+    Raises:
+        Skip: They are not numeric, or hold NaN or Inf.
+    """
+    if values.dtype.kind not in "fiub" and not _is_low_precision_float(values.dtype):
+        raise Skip(f"{name!r} holds {values.dtype} values")
+    wide = np.asarray(values, dtype=np.float64)
+    if not np.isfinite(wide).all():
+        raise Skip(f"{name!r} holds NaN or Inf")
+    return wide
 
 
 def is_op(node: gs.Node, *ops: str) -> bool:

@@ -1,5 +1,6 @@
 """Affine maps along a tensor's axes: y = scale * x + shift, however an exporter has written them."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import ArrayLike, NDArray
 
 from graphopt.graph.affine.extent import dimension, require_rank
+from graphopt.graph.evaluate import evaluate, require_values
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
@@ -73,6 +75,22 @@ class Affine:
             raise Skip(f"it has {scale.size} channels, the layer {size}")
         return np.broadcast_to(scale, size), np.broadcast_to(shift, size)
 
+    def insert_axes(self, axes: Sequence[int]) -> "Affine":
+        """Return the map along the axes that there are after ``axes`` of size 1 came in (positions after)."""
+        wide = self.padded(max(self.scale.ndim, max(axes, default=0) + 1))
+        return Affine.of(*(np.expand_dims(values, tuple(axes)) for values in wide))
+
+    def delete_axes(self, axes: Sequence[int]) -> "Affine":
+        """Return the map along the axes that remain when ``axes`` go.
+
+        Raises:
+            Skip: The map varies along one of them.
+        """
+        if self.varying() & set(axes):
+            raise Skip(f"it varies along axis {min(self.varying() & set(axes))}, which goes")
+        wide = self.padded(max(self.scale.ndim, max(axes, default=0) + 1))
+        return Affine.of(*(np.squeeze(values, tuple(axes)) for values in wide))
+
     def varying(self) -> set[int]:
         """Return the axes along which the map varies."""
         return {axis for axis, size in enumerate(self.scale.shape) if size > 1}
@@ -92,7 +110,7 @@ def batchnorm(view: GraphView, node: gs.Node) -> Affine:
         Skip: It is in training mode, has per-element statistics, or its parameters are not constant or not usable.
     """
     require_inference(view, node)
-    gamma, beta, mean, var = view.require_constants(*list(node.inputs)[1:5])
+    gamma, beta, mean, var = require_values(view, *list(node.inputs)[1:5])
     if not number(node, "spatial", 1) and gamma.ndim > 1:
         raise Skip("spatial=0: the statistics are per element, not per channel")
     if not gamma.shape == beta.shape == mean.shape == var.shape or gamma.ndim != 1:
@@ -142,13 +160,13 @@ def arithmetic(view: GraphView, node: gs.Node) -> tuple[gs.Tensor, Affine] | Non
     if not is_op(node, "Add", "Sub", "Mul", "Div"):
         return None
     left, right = node.inputs
-    known = [view.array(left) is not None, view.array(right) is not None]
+    known = [evaluate(view, left) is not None, evaluate(view, right) is not None]
     if known[0] == known[1] or (node.op == "Div" and known[0]):
         return None
     operand, constant = (right, left) if known[0] else (left, right)
     if view.opset < 7:
         raise Skip(f"{node.op} before opset 7 broadcasts by attributes")
-    (raw,) = view.require_constants(constant)
+    (raw,) = require_values(view, constant)
     values = _lead_aligned(view, operand, raw, constant)
     if node.op == "Add":
         return operand, Affine.of(1.0, values)

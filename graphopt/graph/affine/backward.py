@@ -1,10 +1,14 @@
-"""Carries an affine map backward from a tensor into the layers that compute it."""
+"""Carries an affine map of a tensor backward, into the layers that compute it."""
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.affine import outputs
-from graphopt.graph.affine.algebra import Affine, arithmetic
-from graphopt.graph.affine.change import Change
+from graphopt.graph.affine.algebra import Affine, arithmetic, number
+from graphopt.graph.affine.change import Change, remove
+from graphopt.graph.affine.extent import dimension, require_rank
+from graphopt.graph.affine.layout import through_layout
+from graphopt.graph.affine.pooling import through_pooling
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
@@ -18,23 +22,55 @@ def into_producers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[C
     view.require_private(tensor)
     node = view.producer(tensor)
     if node is None:
-        raise Skip(f"{tensor.name!r} is not computed by a layer")
+        raise Skip(f"{tensor.name!r} is a graph input" if view.is_input(tensor) else f"{tensor.name!r} has no producer")
     if view.edit.graph_of(node) is not view.edit.graph_of(view.readers(tensor)[0]):
         raise Skip(f"{tensor.name!r} is computed in another graph")
-    if is_op(node, *outputs.TAKES):
+    if is_op(node, *outputs.TAKES) and tensor is node.outputs[0]:
         return [outputs.TAKES[node.op](view, node, affine)]
+    if is_op(node, "Concat"):
+        return [change for part in split(view, node, affine) for change in into_producers(view, *part)]
+    return _through(view, node, affine)
+
+
+def _through(view: GraphView, node: gs.Node, affine: Affine) -> list[Change]:
+    """Carry the map through a node that is no layer."""
     found = arithmetic(view, node)
     if found is not None:
-        operand, inner = found
-        return [*into_producers(view, operand, inner.then(affine)), lambda: drop(view, node, operand)]
-    if is_op(node, "Identity"):
-        return into_producers(view, node.inputs[0], affine)
-    raise Skip(f"{node.op} {tensor.name!r} cannot take it")
+        operand, own = found
+        return [*into_producers(view, operand, own.then(affine)), remove(view, node, operand)]
+    if is_op(node, "Add", "Sub"):
+        return _both_terms(view, node, affine)
+    moved = through_layout(view, node, affine, forward=False) or through_pooling(view, node, affine, forward=False)
+    if moved is None or node.inputs[0].is_empty():
+        raise Skip(f"{node.op} {node.outputs[0].name!r} cannot take it in")
+    return into_producers(view, node.inputs[0], moved)
 
 
-def drop(view: GraphView, node: gs.Node, operand: gs.Tensor) -> None:
-    """Remove a node whose map has gone elsewhere; what read its output reads ``operand``."""
-    if node.inputs[0] is not operand:
-        view.edit.set_input(node, 1, node.inputs[0])
-        view.edit.set_input(node, 0, operand)
-    view.edit.bypass(node)
+def _both_terms(view: GraphView, node: gs.Node, affine: Affine) -> list[Change]:
+    """Scale both terms of a sum; the first takes the shift too."""
+    first, second = node.inputs
+    if affine.varying():
+        rank = require_rank(view, node.outputs[0])
+        if require_rank(view, first) != rank or require_rank(view, second) != rank:
+            raise Skip(f"{node.op} {node.outputs[0].name!r} broadcasts one of its terms")
+    scaled = Affine.of(affine.scale, 0.0)
+    try:
+        return [*into_producers(view, first, affine), *into_producers(view, second, scaled)]
+    except Skip as reason:
+        raise Skip(f"{node.op} {node.outputs[0].name!r} needs both of its terms scaled: {reason}") from reason
+
+
+def split(view: GraphView, node: gs.Node, affine: Affine) -> list[tuple[gs.Tensor, Affine]]:
+    """Return the part of a Concat's map that falls on each of its inputs."""
+    axis = int(number(node, "axis", 1))
+    if axis < 0 and affine.varying():
+        axis += require_rank(view, node.outputs[0])
+    if axis not in affine.varying():
+        return [(tensor, affine) for tensor in node.inputs]
+    sizes = [dimension(view, tensor, axis) for tensor in node.inputs]
+    known = [size for size in sizes if size is not None]
+    if len(known) != len(sizes) or sum(known) != affine.scale.shape[axis]:
+        raise Skip(f"the sizes of what Concat {node.outputs[0].name!r} joins are unknown")
+    cuts = np.cumsum(known)[:-1]
+    pairs = zip(np.split(affine.scale, cuts, axis), np.split(affine.shift, cuts, axis), strict=True)
+    return [(tensor, Affine.of(*pair)) for tensor, pair in zip(node.inputs, pairs, strict=True)]

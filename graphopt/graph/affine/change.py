@@ -1,6 +1,7 @@
 """Changes that are agreed on before any is made, so that a refusal leaves the graph as it was."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -9,12 +10,20 @@ from numpy.typing import NDArray
 
 from graphopt.graph.affine.algebra import Array
 from graphopt.graph.edit import cast
+from graphopt.graph.evaluate import evaluate
 from graphopt.graph.view import GraphView
 from graphopt.result import Skip
 
-Change = Callable[[], None]
-
 _INVISIBLE = float(np.finfo(np.float32).tiny)
+_FRACTION_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change that was agreed on: what makes it, and how many nodes it adds."""
+
+    make: Callable[[], None]
+    adds: int = 0
 
 
 def assign(view: GraphView, node: gs.Node, values: Mapping[int, Array], like: int = 1) -> Change:
@@ -26,11 +35,23 @@ def assign(view: GraphView, node: gs.Node, values: Mapping[int, Array], like: in
     kind = element_type(view, node.inputs[like])
     narrow = {slot: carry(array, kind, _slot_name(node, slot)) for slot, array in values.items()}
 
-    def change() -> None:
+    def make() -> None:
         for slot, array in narrow.items():
             view.edit.set_values(node, slot, array, dtype=array.dtype)
 
-    return change
+    return Change(make)
+
+
+def remove(view: GraphView, node: gs.Node, operand: gs.Tensor) -> Change:
+    """Agree on removing a node whose map goes elsewhere; what read its output then reads ``operand``."""
+
+    def make() -> None:
+        if node.inputs[0] is not operand:
+            view.edit.set_input(node, 1, node.inputs[0])
+            view.edit.set_input(node, 0, operand)
+        view.edit.bypass(node)
+
+    return Change(make, -1)
 
 
 def carry(values: Array, kind: "np.dtype[Any]", name: str) -> NDArray[Any]:
@@ -39,25 +60,26 @@ def carry(values: Array, kind: "np.dtype[Any]", name: str) -> NDArray[Any]:
     Raises:
         Skip: A value overflows, or the largest are so small that the type loses their digits.
     """
+    if not np.isfinite(values).all():
+        raise Skip(f"{name!r} would overflow")
     narrow = cast(values + 0.0, kind, name)  # + 0.0 makes a negative zero positive
     if values.size:
         loss = np.abs(narrow.astype(np.float64) - values).max()
-        allowed = max(np.abs(values).max() * 2.0 ** -_fraction_bits(kind), _INVISIBLE)
-        if loss > allowed:
+        if loss > max(np.abs(values).max() * 2.0 ** -_FRACTION_BITS.get(kind.name, 7), _INVISIBLE):
             raise Skip(f"{name!r} would underflow {kind.name}")
     return narrow
 
 
 def element_type(view: GraphView, tensor: gs.Tensor) -> "np.dtype[Any]":
-    """Return the element type of a constant tensor."""
-    values = view.array(tensor)
+    """Return the element type of a constant tensor.
+
+    Raises:
+        Skip: The tensor is not constant.
+    """
+    values = evaluate(view, tensor)
     if values is None:
         raise Skip(f"{tensor.name!r} is not constant")
     return values.dtype
-
-
-def _fraction_bits(kind: "np.dtype[Any]") -> int:
-    return {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}.get(kind.name, 7)
 
 
 def _slot_name(node: gs.Node, slot: int) -> str:
