@@ -30,6 +30,7 @@ class Edit:
         self._names: set[str] | None = None
         self._counts: dict[str, int] = {}
         self._stale: dict[int, gs.Node] = {}
+        self._unread: list[gs.Tensor] = []
         self._index()
 
     def _index(self) -> None:
@@ -111,6 +112,7 @@ class Edit:
         list.__setitem__(node.inputs, index, tensor)
         _drop_once(old.outputs, node)
         list.append(tensor.outputs, node)
+        self._unread.append(old)
 
     def replace_uses(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Make every node that reads ``old`` read ``new`` instead; graph outputs are not touched."""
@@ -232,7 +234,8 @@ class Edit:
     # -- the end -------------------------------------------------------------------------------------------------------
 
     def settle(self) -> None:
-        """Drop removed nodes, sort every graph stably, drop constants that nothing reads, infer changed shapes anew."""
+        """Drop removed nodes and what only they read, sort every graph stably, infer changed shapes anew."""
+        self._remove_unread()
         if self._removed:
             ends = (end for node in self._removed.values() for end in [*node.inputs, *node.outputs])
             for tensor in {id(end): end for end in ends}.values():
@@ -253,6 +256,20 @@ class Edit:
         self._index()
 
     # -- inner ---------------------------------------------------------------------------------------------------------
+
+    def _remove_unread(self) -> None:
+        """Flag nodes too whose outputs this run's edits have left without a reader; those with subgraphs stay."""
+        waiting = [*self._unread, *(tensor for node in self._removed.values() for tensor in node.inputs)]
+        self._unread = []
+        while waiting:
+            for node in waiting.pop().inputs:
+                if not self.is_removed(node) and not bodies(node) and not any(map(self._is_read, node.outputs)):
+                    self.remove([node])
+                    waiting += node.inputs
+
+    def _is_read(self, tensor: gs.Tensor) -> bool:
+        """Whether a node that stays reads ``tensor``, or a graph gives it out."""
+        return self.is_output(tensor) or not all(self.is_removed(reader) for reader in tensor.outputs)
 
     def _only_reader(self, tensor: gs.Tensor, node: gs.Node) -> bool:
         """Whether one slot of ``node`` is the only use of ``tensor`` in the model."""

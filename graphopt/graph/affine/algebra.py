@@ -28,7 +28,7 @@ class Affine:
 
     @staticmethod
     def of(scale: ArrayLike, shift: ArrayLike) -> "Affine":
-        """Build a map from two arrays that are lined up with the leading axes; axes along which nothing varies shrink."""
+        """Build a map from arrays that are lined up with the leading axes; an axis along which nothing varies shrinks."""
         wide_scale, wide_shift = (np.asarray(values, dtype=np.float64) for values in (scale, shift))
         rank = max(wide_scale.ndim, wide_shift.ndim)
         both = np.stack(np.broadcast_arrays(_trailing_ones(wide_scale, rank), _trailing_ones(wide_shift, rank)))

@@ -19,7 +19,7 @@ from graphopt.result import Skip
 def conv(view: GraphView, node: gs.Node, slot: int, affine: Affine) -> Change:
     """W[o, i, ...] becomes W * s[i], and b becomes b + the sum of W * t[i] over i and the kernel.
 
-    The border of a padded Conv is zero *behind* the map; -t / s is what it is before it. Where that is one number, a Pad
+    The border of a padded Conv is zero *behind* the map; before the map it is -t / s. Where that is one number, a Pad
     with it stands in for the Conv's own padding.
     """
     (weight,) = require_values(view, node.inputs[1])
@@ -83,7 +83,7 @@ def matmul(view: GraphView, node: gs.Node, slot: int, affine: Affine) -> Change:
 def batchnorm(view: GraphView, node: gs.Node, slot: int, affine: Affine) -> Change:
     """Two maps in a row are one; the mean becomes zero, which loses no digits to cancellation."""
     own = algebra.batchnorm(view, node)
-    gamma, beta, mean = require_values(view, *list(node.inputs)[1:4])
+    gamma, mean = require_values(view, node.inputs[1], node.inputs[3])
     scale, _ = affine.along(1, gamma.size)
     both = affine.then(own)
     _, shift = both.along(1, gamma.size)
@@ -142,7 +142,7 @@ def _add_pad(view: GraphView, node: gs.Node, source: gs.Tensor, widths: list[int
 
 
 def _offset_behind(view: GraphView, node: gs.Node, change: Change, offset: Array, like: int) -> Change:
-    """Agree on ``change`` and on an offset of the output: into the Add of a constant that follows, or into a new Add."""
+    """Agree on ``change`` and on an offset of the output, into the Add of a constant that follows or a new one."""
     out = node.outputs[0]
     readers = view.readers(out)
     if len(readers) == 1 and not view.is_output(out) and is_op(readers[0], "Add"):
@@ -152,7 +152,12 @@ def _offset_behind(view: GraphView, node: gs.Node, change: Change, offset: Array
         if bias is not None and view.opset >= 7 and view.edit.graph_of(reader) is view.edit.graph_of(node):
             (wide,) = require_values(view, reader.inputs[other])
             behind = assign(view, reader, {other: wide + offset}, like=other)
-            return Change(lambda: (change.make(), behind.make())[0])
+
+            def make() -> None:
+                change.make()
+                behind.make()
+
+            return Change(make)
     if view.opset < 7:
         raise Skip("Add before opset 7 broadcasts by attributes")
     return add_behind(view, node, change, offset, like)
