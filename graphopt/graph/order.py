@@ -47,11 +47,16 @@ def sort_nodes(graph: gs.Graph) -> bool:
 def reads(node: gs.Node) -> list[gs.Tensor]:
     """Return what a node reads: its inputs, and whatever its subgraphs read or give out (their own tensors too)."""
     found = list(node.inputs)
-    bodies = [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
-    while bodies:
-        body = bodies.pop()
+    waiting = bodies(node)
+    while waiting:
+        body = waiting.pop()
         found += body.outputs
         for inner in body.nodes:
             found += inner.inputs
-            bodies += [value for value in inner.attrs.values() if isinstance(value, gs.Graph)]
+            waiting += bodies(inner)
     return found
+
+
+def bodies(node: gs.Node) -> list[gs.Graph]:
+    """Return the subgraphs that a node has as attributes, in order."""
+    return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]

@@ -1,10 +1,11 @@
 """Shapes of all tensors, by ONNX shape inference on the weight-free skeleton of the model."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.order import bodies
 from graphopt.model import Model, to_proto
 
 Shape = tuple[int | str | None, ...] | None
@@ -25,6 +26,52 @@ def infer_shapes(model: Model) -> dict[int, Shape]:
     return shapes
 
 
+def refresh_shapes(model: Model, changed: Sequence[gs.Node]) -> None:
+    """Declare anew, or no longer, the shapes of all that ``changed`` nodes compute and of all that depends on it.
+
+    What the main graph gives out keeps its declaration: that is the model's signature.
+    """
+    given = {id(tensor) for tensor in model.graph.outputs}
+    stale = [tensor for tensor in _downstream(model, changed) if id(tensor) not in given and tensor.shape is not None]
+    if not stale:
+        return
+    known = {dim for tensor in _variables(model) for dim in tensor.shape or () if isinstance(dim, str)}
+    for tensor in stale:
+        tensor.shape = None
+    inferred = infer_shapes(model)
+    for tensor in stale:
+        shape = inferred.get(id(tensor))
+        if shape is not None:
+            tensor.shape = [dim if isinstance(dim, int) or dim in known else None for dim in shape]
+
+
+def _downstream(model: Model, nodes: Sequence[gs.Node]) -> list[gs.Variable]:
+    """Return every computed tensor that depends on an output of ``nodes``, those included, also across subgraphs."""
+    owners = {id(body): node for graph in model.graphs() for node in graph.nodes for body in bodies(node)}
+    givers: dict[int, list[gs.Node]] = {}
+    for graph in model.graphs():
+        if id(graph) in owners:
+            for tensor in graph.outputs:
+                givers.setdefault(id(tensor), []).append(owners[id(graph)])
+    waiting, found = list(nodes), {}
+    while waiting:
+        node = waiting.pop()
+        formal = [tensor for body in bodies(node) for tensor in body.inputs]
+        for tensor in [*node.outputs, *formal]:
+            if tensor.name and id(tensor) not in found:
+                found[id(tensor)] = tensor
+                waiting += [*tensor.outputs, *givers.get(id(tensor), ())]
+    return list(found.values())
+
+
+def _variables(model: Model) -> Iterator[gs.Variable]:
+    """Yield every graph input and every computed tensor."""
+    for graph in model.graphs():
+        yield from (tensor for tensor in graph.inputs if isinstance(tensor, gs.Variable))
+        for node in graph.nodes:
+            yield from (tensor for tensor in node.outputs if isinstance(tensor, gs.Variable))
+
+
 def _collect(graph: gs.Graph, proto: onnx.GraphProto, shapes: dict[int, Shape]) -> None:
     """Match a graph's tensors with its proto's value infos by name, then its subgraphs with theirs."""
     named = {info.name: _shape(info) for group in (proto.input, proto.value_info, proto.output) for info in group}
@@ -32,8 +79,8 @@ def _collect(graph: gs.Graph, proto: onnx.GraphProto, shapes: dict[int, Shape]) 
         if tensor.name in named and named[tensor.name] is not None:
             shapes[id(tensor)] = named[tensor.name]
     for node, node_proto in zip(graph.nodes, proto.node, strict=True):
-        bodies: Sequence[onnx.GraphProto] = [a.g for a in node_proto.attribute if a.type == onnx.AttributeProto.GRAPH]
-        for body, body_proto in zip((v for v in node.attrs.values() if isinstance(v, gs.Graph)), bodies, strict=True):
+        protos = [a.g for a in node_proto.attribute if a.type == onnx.AttributeProto.GRAPH]
+        for body, body_proto in zip(bodies(node), protos, strict=True):
             _collect(body, body_proto, shapes)
 
 
@@ -42,6 +89,5 @@ def _shape(info: onnx.ValueInfoProto) -> Shape:
     if not info.type.HasField("tensor_type") or not info.type.tensor_type.HasField("shape"):
         return None
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None
-        for dim in info.type.tensor_type.shape.dim
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in info.type.tensor_type.shape.dim
     )

@@ -120,7 +120,8 @@ def _written(
         attribute.name = name
         return attribute
     if isinstance(value, gs.Node.AttributeRef):
-        return AttributeProto(name=name, type=convert_to_onnx_attr_type(value.type), ref_attr_name=value.name)
+        kind = convert_to_onnx_attr_type(value.type)
+        return AttributeProto(name=name, type=kind, ref_attr_name=value.name)
     if isinstance(value, gs.Graph):
         attribute = AttributeProto(name=name, type=AttributeProto.GRAPH)
         write_value(attribute, value)
@@ -140,7 +141,9 @@ def _written(
         value = [float(item) for item in value]
     if kind not in _FIELDS or not (isinstance(value, list) and not value):
         return helper.make_attribute(name, value)
-    return AttributeProto(name=name, type=kind)
+    empty = AttributeProto(name=name)
+    empty.type = kind  # type: ignore[assignment]
+    return empty
 
 
 def _builtin(value: Any) -> Any:
@@ -162,4 +165,4 @@ def _declared_type(op: str, domain: str, name: str) -> int:
     except onnx.defs.SchemaError:
         return AttributeProto.UNDEFINED
     declared = schema.attributes.get(name)
-    return AttributeProto.UNDEFINED if declared is None else int(declared.type)
+    return AttributeProto.UNDEFINED if declared is None else int(declared.type)  # type: ignore[call-overload]

@@ -132,10 +132,9 @@ class _Writer:
                 target.name = constant.name
             if isinstance(values, MappedValues):
                 self._place(target, values)
-            elif target.HasField("raw_data") and _is_big(target.raw_data):
-                raw = target.raw_data
+            elif _is_big(inside := target.raw_data):
                 target.ClearField("raw_data")
-                self._place(target, raw)
+                self._place(target, inside)
             return
         described, raw = describe(constant.name, values)
         if original is not None:
@@ -168,11 +167,8 @@ def _matched(infos: list[Info], tensors: list[gs.Tensor]) -> list[onnx.ValueInfo
     declared = []
     for place, tensor in enumerate(tensors):
         own = waiting.get(id(tensor))
-        if own:
-            info = own.pop(0)
-        else:
-            info = infos[place][0] if place < len(infos) and infos[place][0].name == tensor.name else None
-        declared.append(_declaration(info, tensor))
+        renewed = not own and place < len(infos) and infos[place][0].name == tensor.name
+        declared.append(_declaration(own.pop(0) if own else infos[place][0] if renewed else None, tensor))
     return declared
 
 

@@ -184,7 +184,7 @@ def _described(proto: TensorProto) -> TensorProto:
 def _info(info: onnx.ValueInfoProto, scope: Scope) -> Info:
     """Match a declaration with its tensor, and tell a computed tensor what is declared of it."""
     tensor = scope.get(info.name)
-    if isinstance(tensor, Variable) and tensor is scope.maps[0].get(info.name):
+    if tensor is scope.maps[0].get(info.name) and isinstance(tensor, Variable):
         kind = info.type.WhichOneof("value")
         if kind == "tensor_type":
             dtype, shape = _declared(info.type.tensor_type)

@@ -84,17 +84,19 @@ class Graph(gs.Graph):  # type: ignore[misc]
 
 def make_variable(name: str, dtype: Any = None, shape: Any = None, kind: str = "tensor_type") -> Variable:
     """Return a Variable; faster than its constructor, which matters for graphs of 100,000 nodes."""
-    variable = Variable.__new__(Variable)
+    variable: Variable = Variable.__new__(Variable)
     variable.__dict__.update(name=name, dtype=dtype, shape=shape, type=kind, declared=None)
-    return _linked(variable)
+    _link(variable)
+    return variable
 
 
 def make_constant(name: str, values: TensorValues) -> Constant:
     """Return a Constant as the file has it."""
-    constant = Constant.__new__(Constant)
+    constant: Constant = Constant.__new__(Constant)
     constant.__dict__.update(name=name, _values=values, data_location=None, _export_dtype=None, original=values)
     constant.declared = (values.dtype, tuple(values.shape))
-    return _linked(constant)
+    _link(constant)
+    return constant
 
 
 def make_node(
@@ -107,9 +109,9 @@ def make_node(
     source: onnx.NodeProto | None,
 ) -> Node:
     """Return a Node wired to its tensors."""
-    node = Node.__new__(Node)
+    node: Node = Node.__new__(Node)
     node.__dict__.update(op=op, name=name, attrs=attrs, domain=domain, source=source)
-    _linked(node)
+    _link(node)
     for tensor in inputs:
         list.append(node.inputs, tensor)
         list.append(tensor.outputs, node)
@@ -119,8 +121,7 @@ def make_node(
     return node
 
 
-def _linked(thing: Any) -> Any:
+def _link(thing: Any) -> None:
     """Give a tensor or node its two synchronized lists."""
     thing.__dict__["inputs"] = SynchronizedList(thing, "outputs", ())
     thing.__dict__["outputs"] = SynchronizedList(thing, "inputs", ())
-    return thing

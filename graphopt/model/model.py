@@ -78,9 +78,9 @@ class Model:
         for graph in self.graphs():
             chain = chains.setdefault(id(graph), [graph])
             chains |= {id(inner): [*chain, inner] for inner in subgraphs(graph)}
-            visible = {id(outer) for outer in chain}
+            above = {id(outer) for outer in chain}
             for tensor in itertools.chain(graph.outputs, *(node.inputs for node in graph.nodes)):
-                if isinstance(tensor, gs.Constant) and id(owner.get(id(tensor))) not in visible:
+                if isinstance(tensor, gs.Constant) and id(owner.get(id(tensor))) not in above:
                     _, common = adopted.get(id(tensor), (tensor, chain))
                     adopted[id(tensor)] = tensor, [a for a, b in zip(common, chain, strict=False) if a is b]
         for constant, visible in adopted.values():

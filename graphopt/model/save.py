@@ -90,9 +90,10 @@ def _save_external(model: Model, target: Path) -> None:
             for name, value in (("location", data.name), ("offset", str(start)), ("length", str(length))):
                 tensor.external_data.add(key=name, value=value)
 
-        return write_model(model, place).SerializeToString()
+        serialized: bytes = write_model(model, place).SerializeToString()
+        return serialized
 
-    skeleton = _write_whole(data, write)
+    skeleton: bytes = _write_whole(data, write)
     try:
         _write_whole(target, lambda file: file.write(skeleton))
     except BaseException:

@@ -12,7 +12,7 @@ from onnx_graphsurgeon.ir import tensor as gs_tensor
 
 from graphopt.model.wire import Span
 
-_BITS = {
+_BITS: dict[int, int] = {
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
     TensorProto.FLOAT4E2M1: 4,
@@ -20,6 +20,10 @@ _BITS = {
     TensorProto.UINT2: 2,
 }
 _CHUNK = 1 << 22
+
+
+Raw = bytes | memoryview
+"""A weight's bytes as ONNX stores them."""
 
 
 class TensorValues(gs_tensor.LazyValues):  # type: ignore[misc]
@@ -35,10 +39,6 @@ class TensorValues(gs_tensor.LazyValues):  # type: ignore[misc]
     def load(self) -> NDArray[Any]:
         """Return the array, in the tensor's own type (of ml_dtypes where numpy has none)."""
         return numpy_helper.to_array(self.tensor)
-
-    def chunks(self) -> Iterator[bytes | memoryview] | None:
-        """Yield the tensor's raw bytes as ONNX stores them; None if they are in the proto already."""
-        return None
 
 
 class MappedValues(TensorValues):
@@ -59,7 +59,7 @@ class MappedValues(TensorValues):
         count = math.prod(self.shape)
         return np.frombuffer(buffer, self.dtype, count, start).reshape(self.shape)
 
-    def chunks(self) -> Iterator[bytes | memoryview] | None:
+    def chunks(self) -> Iterator[Raw]:
         """Yield the tensor's raw bytes a few megabytes at a time."""
         buffer, start, length = self.span
         for place in range(start, start + length, _CHUNK):
@@ -92,10 +92,11 @@ def byte_size(data_type: int, dims: Any) -> int:
     if data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         return 0
     bits = _BITS.get(data_type) or helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8
-    return (math.prod(dims) * bits + 7) // 8
+    size: int = (math.prod(dims) * bits + 7) // 8
+    return size
 
 
-def describe(name: str, array: NDArray[Any]) -> tuple[TensorProto, memoryview | bytes | None]:
+def describe(name: str, array: NDArray[Any]) -> tuple[TensorProto, Raw | None]:
     """Return a proto that describes ``array`` and its raw bytes; the bytes are None for strings, which it holds."""
     data_type = helper.np_dtype_to_tensor_dtype(array.dtype) if array.dtype.kind not in "US" else TensorProto.STRING
     if data_type == TensorProto.STRING or data_type in _BITS:
@@ -109,4 +110,4 @@ def describe(name: str, array: NDArray[Any]) -> tuple[TensorProto, memoryview | 
         array = array.astype(array.dtype.newbyteorder("<"))
     proto = TensorProto(name=name, data_type=data_type, dims=array.shape)
     flat = np.asarray(array, order="C").reshape(-1)
-    return proto, memoryview(flat.view(np.uint8)) if flat.size else b""
+    return proto, flat.view(np.uint8).data if flat.size else b""
