@@ -1,32 +1,135 @@
-"""ONNX Runtime sessions."""
+"""A model in ONNX Runtime: optimizations off unless asked for, quiet, and with one clear line when it refuses."""
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from graphopt.model import Model, to_proto
+from graphopt.errors import GraphoptError
+from graphopt.model import Model, save, to_proto
+from graphopt.model.exporter import weight_bytes
+
+IN_MEMORY = 1 << 30
+"""Weights of up to this many bytes are handed over in memory, more through files."""
+
+_FATAL = 4
 
 
 class Session:
-    """A model in ONNX Runtime's CPU provider."""
+    """A model on ONNX Runtime's CPU provider.
+
+    Attributes:
+        inputs: The names that must be fed.
+        outputs: The names that ``run`` returns: the model's own, then the extra ones.
+    """
 
     def __init__(
-        self, model: Model | onnx.ModelProto, *, optimize: bool = False, threads: int = 0, extra_outputs: Sequence[str] = ()
+        self,
+        model: Model | onnx.ModelProto | str | PathLike[str],
+        *,
+        optimize: bool = False,
+        threads: int = 0,
+        extra_outputs: Sequence[str] = (),
     ) -> None:
-        """Load ``model``."""
-        proto = to_proto(model) if isinstance(model, Model) else model
-        settings = ort.SessionOptions()
-        settings.log_severity_level = 3
-        settings.intra_op_num_threads = threads
-        if not optimize:
-            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-        self.outputs = [output.name for output in self._session.get_outputs()]
+        """Load a model.
 
-    def run(self, feeds: dict[str, NDArray[Any]]) -> dict[str, NDArray[np.generic]]:
-        """Run once."""
-        return dict(zip(self.outputs, self._session.run(None, feeds), strict=True))
+        Args:
+            model: A loaded model, a proto that holds its weights, or a file, with external data beside it or without.
+            optimize: Whether ONNX Runtime may rewrite the graph.
+            threads: Threads per operator; 0 leaves the choice to ONNX Runtime.
+            extra_outputs: Names of tensors of the main graph to give out too.
+
+        Raises:
+            GraphoptError: ONNX Runtime cannot load the model.
+        """
+        self.optimize, self._threads = optimize, threads
+        if isinstance(model, onnx.ModelProto):
+            self._session = self._load(model, extra_outputs)
+        elif isinstance(model, Model) and weight_bytes(model) <= IN_MEMORY:
+            self._session = self._load(to_proto(model), extra_outputs)
+        elif isinstance(model, Model):
+            with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
+                path = Path(folder, "model.onnx")
+                save(model, path, "always")
+                self._session = self._load_file(path, extra_outputs)
+        else:
+            self._session = self._load_file(Path(model), extra_outputs)
+        self.inputs = tuple(each.name for each in self._session.get_inputs())
+        self.outputs = tuple(each.name for each in self._session.get_outputs())
+
+    def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+        """Run once.
+
+        Args:
+            feeds: One array per input (a list for a sequence input); names that the model does not have are ignored.
+
+        Returns:
+            The outputs by name: arrays; for sequence, map and optional outputs lists, dicts and None.
+
+        Raises:
+            GraphoptError: An input is missing, or ONNX Runtime cannot run the model on these inputs.
+        """
+        missing = [name for name in self.inputs if name not in feeds]
+        if missing:
+            raise GraphoptError(f"input {missing[0]!r} is not fed")
+        settings = ort.RunOptions()
+        settings.log_severity_level = _FATAL
+        chosen = {name: feeds[name] for name in self.inputs}
+        try:
+            values = self._session.run(self.outputs, chosen, settings)
+        except Exception as error:  # its exceptions have no common base but this
+            raise GraphoptError(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
+        return dict(zip(self.outputs, values, strict=True))
+
+    def _load_file(self, path: Path, extra_outputs: Sequence[str]) -> ort.InferenceSession:
+        """Load a file; its external data is found relative to it."""
+        if not extra_outputs:
+            return self._open(str(path), None)
+        try:
+            proto = onnx.load(path, load_external_data=False)
+        except Exception as error:  # protobuf and the file system fail in several ways
+            raise GraphoptError(f"{path}: {one_line(error)}") from error
+        return self._load(proto, extra_outputs, path.parent)
+
+    def _load(
+        self, proto: onnx.ModelProto, extra_outputs: Sequence[str], folder: Path | None = None
+    ) -> ort.InferenceSession:
+        """Load a proto, whose external data lies in ``folder``."""
+        given = {info.name for info in proto.graph.output}
+        extra = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(extra_outputs) if name not in given]
+        try:
+            serialized = proto.SerializeToString()
+        except Exception as error:  # protobuf's own errors, beyond 2 GB
+            raise GraphoptError(f"the model cannot be serialized: {one_line(error)}") from error
+        # Serialized messages merge by concatenation: this appends to the repeated field graph.output.
+        serialized += onnx.ModelProto(graph=onnx.GraphProto(output=extra)).SerializeToString() if extra else b""
+        return self._open(serialized, folder)
+
+    def _open(self, source: str | bytes, folder: Path | None) -> ort.InferenceSession:
+        """Create ONNX Runtime's session."""
+        settings = ort.SessionOptions()
+        settings.log_severity_level = _FATAL
+        settings.intra_op_num_threads = self._threads
+        settings.inter_op_num_threads = 1
+        if not self.optimize:
+            settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        if folder is not None:
+            settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
+        try:
+            return ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
+        except Exception as error:  # its exceptions have no common base but this
+            raise GraphoptError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's text in one line without ONNX Runtime's prefix, cut where it grows long."""
+    text = " ".join(str(error).split())
+    parts = text.split(" : ", 3)
+    if text.startswith("[ONNXRuntimeError]") and len(parts) == 4:
+        text = parts[3]
+    return text if len(text) <= 400 else text[:397] + "..."

@@ -1,0 +1,139 @@
+"""What models are run on: batches of inputs, the user's or generated ones."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Feeds = dict[str, Any]
+"""One value per input: an array, or a list for a sequence input."""
+
+BATCH_BYTES = 1 << 22
+MAX_BATCH = 128
+
+
+class Data(Protocol):
+    """Inputs for a model.
+
+    Attributes:
+        generated: Whether they were drawn from the signature, so that they say nothing of accuracy.
+        labels: The class index of each sample, or None.
+        size: How many samples there are.
+    """
+
+    @property
+    def generated(self) -> bool: ...  # noqa: D102
+
+    @property
+    def labels(self) -> NDArray[np.int64] | None: ...  # noqa: D102
+
+    @property
+    def size(self) -> int: ...  # noqa: D102
+
+    def batches(self, limit: int | None = None) -> Iterator[Feeds]:
+        """Yield feeds until the data, or ``limit`` samples, are used up; the first one always comes."""
+        ...
+
+    def calibration(self) -> "Data":
+        """Return the data to calibrate with: a split of its own if there is one, else these data."""
+        ...
+
+
+@dataclass(frozen=True)
+class Stored:
+    """The samples of one input as stored: ``values * scale + offset`` is what the model takes.
+
+    Attributes:
+        values: The stored array; its first axis is the samples'.
+        dtype: The type that the model takes.
+        scale: Computed in float64; None where the stored values are meant as they are.
+        offset: Likewise.
+        shared: Whether the one value goes to every batch, for inputs that have no sample axis.
+    """
+
+    values: NDArray[Any]
+    dtype: "np.dtype[Any]"
+    scale: float | None = None
+    offset: float = 0.0
+    shared: bool = False
+
+    def take(self, samples: slice | int) -> NDArray[Any]:
+        """Return samples in the model's type."""
+        part = self.values if self.shared else self.values[samples]
+        if self.scale is not None:
+            part = part.astype(np.float64) * self.scale + self.offset
+        return np.asarray(part, dtype=self.dtype, order="C")
+
+
+@dataclass(frozen=True, eq=False)
+class ArrayData:
+    """Samples in arrays, cut into batches.
+
+    Attributes:
+        stored: The samples by input name.
+        size: How many samples there are.
+        labels: The class index of each sample, or None.
+        batch: How many samples the model takes at a time, or 0 to feed them one by one without a batch axis.
+        fixed: Whether the model insists on ``batch``: then the last batch is filled up by repeating the last sample.
+        split: The data to calibrate with.
+    """
+
+    stored: Mapping[str, Stored]
+    size: int
+    labels: NDArray[np.int64] | None = None
+    batch: int = 1
+    fixed: bool = False
+    split: "ArrayData | None" = None
+    generated: bool = False
+
+    def batches(self, limit: int | None = None) -> Iterator[Feeds]:
+        """Yield batches until the data, or ``limit`` samples, are used up."""
+        end = self.size if limit is None else max(1, min(limit, self.size))
+        for start in range(0, end, max(self.batch, 1)):
+            if not self.batch:
+                yield {name: each.take(start) for name, each in self.stored.items()}
+                continue
+            stop = min(start + self.batch, end if not self.fixed else self.size)
+            missing = self.batch - (stop - start) if self.fixed else 0
+            feeds = {name: each.take(slice(start, stop)) for name, each in self.stored.items()}
+            if missing:
+                feeds = {name: v if self.stored[name].shared else _filled(v, missing) for name, v in feeds.items()}
+            yield feeds
+
+    def calibration(self) -> Data:
+        """Return the split for calibrating, or the data themselves."""
+        return self.split or self
+
+
+@dataclass(frozen=True, eq=False)
+class ListData:
+    """Ready feeds, each for one run: generated ones, or the sets of an ONNX test folder. Each counts as one sample."""
+
+    feeds: Sequence[Feeds]
+    generated: bool = False
+    labels: NDArray[np.int64] | None = None
+
+    @property
+    def size(self) -> int:
+        """How many runs the feeds are for."""
+        return len(self.feeds)
+
+    def batches(self, limit: int | None = None) -> Iterator[Feeds]:
+        """Yield the feeds, at most ``limit`` of them."""
+        yield from self.feeds[: None if limit is None else max(1, limit)]
+
+    def calibration(self) -> Data:
+        """Return the data themselves."""
+        return self
+
+
+def _filled(values: NDArray[Any], missing: int) -> NDArray[Any]:
+    """Repeat the last sample ``missing`` times."""
+    return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])
+
+
+def fitting_batch(bytes_per_sample: int) -> int:
+    """Return how many samples of this size go into one batch where the model leaves the choice."""
+    return max(1, min(MAX_BATCH, BATCH_BYTES // max(1, bytes_per_sample)))

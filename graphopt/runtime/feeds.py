@@ -1,0 +1,7 @@
+"""Where inputs come from: a file of the user's, arrays, or a generator that reads the model's signature."""
+
+from graphopt.runtime.data import Data, Feeds
+from graphopt.runtime.generate import generate
+from graphopt.runtime.load_data import from_arrays, load_data
+
+__all__ = ["Data", "Feeds", "from_arrays", "generate", "load_data"]

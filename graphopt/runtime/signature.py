@@ -1,0 +1,87 @@
+"""What a model takes in and gives out."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx
+
+from graphopt.model import Model, to_proto
+
+Dim = int | str | None
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor input or output.
+
+    Attributes:
+        name: Its name.
+        dtype: Its element type; object for strings.
+        shape: One entry per axis, a symbolic name or None where it is dynamic; None if the rank is unknown.
+    """
+
+    name: str
+    dtype: "np.dtype[Any]"
+    shape: tuple[Dim, ...] | None
+
+    def __str__(self) -> str:
+        dims = "any rank" if self.shape is None else ", ".join("?" if dim is None else str(dim) for dim in self.shape)
+        return f"{'string' if self.dtype.kind == 'O' else self.dtype}[{dims}]"
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs that must be fed and the outputs.
+
+    Attributes:
+        inputs: Tensor inputs by name; initializers that a caller may override are not among them.
+        others: The types of the sequence, map and optional inputs by name.
+        outputs: Tensor outputs by name.
+        order: The names of all inputs that must be fed, in the model's order.
+    """
+
+    inputs: dict[str, TensorInfo]
+    others: dict[str, onnx.TypeProto]
+    outputs: dict[str, TensorInfo]
+    order: tuple[str, ...]
+
+
+def signature(model: Model | onnx.ModelProto) -> Signature:
+    """Return a model's signature."""
+    graph = to_proto(model, weights=False).graph if isinstance(model, Model) else model.graph
+    stored = {tensor.name for tensor in graph.initializer}
+    stored |= {tensor.values.name for tensor in graph.sparse_initializer}
+    fed = [info for info in graph.input if info.name not in stored]
+    others = {info.name: info.type for info in fed if not info.type.HasField("tensor_type")}
+    return Signature(_tensors(fed), others, _tensors(graph.output), tuple(info.name for info in fed))
+
+
+def _tensors(infos: Iterable[onnx.ValueInfoProto]) -> dict[str, TensorInfo]:
+    """Return the tensors among value infos."""
+    return {
+        info.name: TensorInfo(info.name, element_type(info.type.tensor_type.elem_type), tensor_shape(info.type))
+        for info in infos
+        if info.type.HasField("tensor_type")
+    }
+
+
+def element_type(code: int) -> "np.dtype[Any]":
+    """Return numpy's type for ONNX's; object for strings and for what ONNX leaves undefined."""
+    if code in (onnx.TensorProto.STRING, onnx.TensorProto.UNDEFINED):
+        return np.dtype(object)
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(code))
+
+
+def tensor_shape(kind: onnx.TypeProto) -> tuple[Dim, ...] | None:
+    """Return the shape of a tensor type; negative sizes, which some exporters write for dynamic ones, are unknown."""
+    if not kind.tensor_type.HasField("shape"):
+        return None
+    dims: list[Dim] = []
+    for dim in kind.tensor_type.shape.dim:
+        if dim.HasField("dim_value"):
+            dims.append(dim.dim_value if dim.dim_value >= 0 else None)
+        else:
+            dims.append(dim.dim_param or None)
+    return tuple(dims)
