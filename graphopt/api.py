@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from graphopt import pipeline
 from graphopt.base import Pass
 from graphopt.contract import Contract, FloatExact
+from graphopt.errors import GraphoptError, ModelError
 from graphopt.model import Model, from_proto, load, save, to_proto
+from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
 from graphopt.pipeline import Pipeline, Progress, silent, total_contract
 from graphopt.registry import create
@@ -22,6 +24,7 @@ from graphopt.result import PassResult
 from graphopt.runtime.check import compare_models, top1
 from graphopt.runtime.feeds import Data, from_arrays, generate, load_data
 from graphopt.runtime.latency import median_latencies
+from graphopt.runtime.session import Session
 
 DEFAULT_PASSES = ("fold-batchnorm", "prune-channels", "quantize-weights")
 FINAL_SAMPLES = 1024
@@ -80,8 +83,12 @@ def optimize(
         OptionError: A pass is unknown.
     """
     source = as_model(model)
-    chosen = [create(each) if isinstance(each, str) else each for each in (DEFAULT_PASSES if passes is None else passes)]
+    chosen = [
+        create(each) if isinstance(each, str) else each for each in (DEFAULT_PASSES if passes is None else passes)
+    ]
     feeds = as_data(data, source) if check or data is not None else None
+    if check and feeds is not None:
+        _require_runs(source, feeds)
     plan = Pipeline(chosen, feeds, check, keep_going, fixed_point, progress)
     optimized, reports = plan.run(source)
     failures = [f"{each.name}: {each.failure}" for each in reports if each.failure]
@@ -131,7 +138,7 @@ def validate(
     return compare_models(source, as_model(candidate), as_data(data, source), judged)
 
 
-def save_model(model: AnyModel, path: str | PathLike[str], external_data: str = "auto") -> None:
+def save_model(model: AnyModel, path: str | PathLike[str], external_data: ExternalPolicy = "auto") -> None:
     """Write a model, whole or not at all.
 
     Args:
@@ -153,9 +160,21 @@ def as_data(data: AnyData | None, model: Model) -> Data:
     """Return any form of data as feeds for ``model``."""
     if data is None:
         return generate(model)
-    if isinstance(data, Data):
-        return data
-    return from_arrays(data, model) if isinstance(data, Mapping) else load_data(data, model)
+    if isinstance(data, str | PathLike):
+        return load_data(data, model)
+    return from_arrays(data, model) if isinstance(data, Mapping) else data
+
+
+def _require_runs(model: Model, data: Data) -> None:
+    """Refuse a model that cannot be proved because ONNX Runtime does not run it as it is.
+
+    Raises:
+        ModelError: ONNX Runtime refuses the model or its inputs.
+    """
+    try:
+        Session(model).run(next(data.batches()))
+    except GraphoptError as error:
+        raise ModelError(f"{model.path or 'the model'} cannot be proved, as it does not run: {error}") from error
 
 
 def _kept(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[tuple[Pass, PassResult]]:
@@ -189,8 +208,7 @@ def _slower(timing: tuple[float, float] | None) -> list[str]:
     return [f"slower than the original on one thread of ONNX Runtime: {timing[0]:.3g} ms became {timing[1]:.3g} ms"]
 
 
-def with_files(report: Report, target: str, size_before: int, size_after: int | None) -> Report:
-    """Return the report with the files' real names and sizes in it."""
-    after = report.after if size_after is None else dataclasses.replace(report.after, bytes=size_after)
-    before = dataclasses.replace(report.before, bytes=size_before)
-    return dataclasses.replace(report, target=target, before=before, after=after)
+def with_target(report: Report, target: str, size: int | None) -> Report:
+    """Return the report with the target's name and, if it was written, the size of its files."""
+    after = report.after if size is None else dataclasses.replace(report.after, bytes=size)
+    return dataclasses.replace(report, target=target, after=after)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 
-class Skip(Exception):
+class Skip(Exception):  # noqa: N818
     """Raised by a rewrite, before its first mutation, with the reason that names the culprit."""
 
 

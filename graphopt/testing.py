@@ -107,7 +107,7 @@ def assert_rewrites(
 
 
 def assert_skips(pass_: Pass, proto: onnx.ModelProto, reason: str) -> None:
-    """Assert that the pass rewrites nothing, gives a reason that matches the pattern, and leaves every bit as it was."""
+    """Assert that the pass rewrites nothing, gives a reason that matches the pattern, and leaves every bit alone."""
     after, result = run_alone(pass_, proto)
     assert not result.rewritten, f"rewritten {result.rewritten}"
     reasons = [skipped.reason for skipped in result.skipped]

@@ -1,11 +1,12 @@
 """One pass on one model: run it on a copy, prove it, veto the sites that break it, or give the model back as it was."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from graphopt.base import Pass
 from graphopt.bisect import Verdict, find_culprits
-from graphopt.errors import ModelError
+from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph import GraphView
 from graphopt.model import Model, fingerprint, raise_opset
 from graphopt.report import Check
@@ -85,8 +86,12 @@ class Trial:
     def _judged(self, outcome: Outcome) -> Outcome:
         """Hold the rewritten model to the pass's contract, against the pass's input."""
         assert self.data is not None
-        comparison = compare_models(self.model, outcome.model, self.data, self.each.contract, CHECK_SAMPLES)
-        return Outcome(outcome.model, outcome.result, Check.of(comparison))
+        contract = self.each.contract
+        try:
+            check = Check.of(compare_models(self.model, outcome.model, self.data, contract, CHECK_SAMPLES))
+        except GraphoptError as error:
+            check = Check(str(contract), False, math.inf, math.inf, None, str(error))
+        return Outcome(outcome.model, outcome.result, check)
 
     def _without_culprits(self, broken: Outcome) -> Outcome:
         """Find the sites that break the contract, and run the pass again without them."""

@@ -67,7 +67,7 @@ def _pass_options(kind: type[Pass]) -> Iterator[click.Option]:
             )
 
 
-def _click_type(hint: Any) -> click.ParamType:
+def _click_type(hint: Any) -> click.ParamType[Any]:
     """Return click's type for an option's declared type."""
     if get_origin(hint) in (Union, types.UnionType):
         hint = next(arm for arm in get_args(hint) if arm is not type(None))
@@ -75,7 +75,7 @@ def _click_type(hint: Any) -> click.ParamType:
         return click.Choice([str(choice) for choice in get_args(hint)])
     if get_origin(hint) is tuple:
         hint = get_args(hint)[0]
-    plain: dict[Any, click.ParamType] = {int: click.INT, float: click.FLOAT}
+    plain: dict[Any, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT}
     return plain.get(hint, click.STRING)
 
 

@@ -8,7 +8,6 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph import GraphView
 from graphopt.model import Model, load
-from graphopt.model.save import stored_size
 from graphopt.report import measure
 
 
@@ -17,7 +16,7 @@ from graphopt.report import measure
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def inspect(model: str, as_json: bool) -> None:
     """Show what MODEL holds: inputs, outputs, operators, parameters, size, multiply-accumulates."""
-    facts = describe(load(model), stored_size(model))
+    facts = describe(load(model))
     if as_json:
         click.echo(json.dumps(facts, indent=1, ensure_ascii=False))
         return
@@ -32,7 +31,7 @@ def inspect(model: str, as_json: bool) -> None:
         click.echo(f"  repaired: {repair}")
 
 
-def describe(model: Model, size: int) -> dict[str, Any]:
+def describe(model: Model) -> dict[str, Any]:
     """Return what ``inspect`` shows."""
     view = GraphView(model)
     return {
@@ -41,7 +40,7 @@ def describe(model: Model, size: int) -> dict[str, Any]:
         "producer": f"{model.header.producer_name} {model.header.producer_version}".strip(),
         "inputs": [_tensor(view, tensor) for tensor in model.graph.inputs],
         "outputs": [_tensor(view, tensor) for tensor in model.graph.outputs],
-        **vars(measure(model, size)),
+        **vars(measure(model)),
         "repairs": list(model.repairs),
     }
 

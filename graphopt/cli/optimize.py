@@ -12,8 +12,8 @@ from graphopt.base import Pass
 from graphopt.cli.chain import ChainedCommand
 from graphopt.cli.progress import progress_bar
 from graphopt.errors import OptionError
-from graphopt.model import Model, load, save
-from graphopt.model.save import stored_size
+from graphopt.model import load, save
+from graphopt.model.save import ExternalPolicy
 from graphopt.presets import PRESETS, preset_passes
 from graphopt.recipe import read_recipe
 from graphopt.registry import create
@@ -25,7 +25,9 @@ from graphopt.report.text import print_report
 @click.command(cls=ChainedCommand)
 @click.argument("source")
 @click.argument("target")
-@click.option("--data", metavar="FILE", help="An .npz keyed by input names (first axis = samples), or a test data folder.")
+@click.option(
+    "--data", metavar="FILE", help="An .npz keyed by input names (first axis = samples), or a test data folder."
+)
 @click.option("--recipe", metavar="FILE.toml", help="Take the passes and their options from a recipe.")
 @click.option("--preset", metavar="NAME", help=f"Take a named list of passes: {', '.join(PRESETS)}.")
 @click.option("--report", metavar="FILE", help="Write the report, as .json or .html.")
@@ -49,7 +51,7 @@ def optimize(
     no_check: bool,
     latency: bool,
     keep_going: bool,
-    external_data: str,
+    external_data: ExternalPolicy,
     passes: list[Pass],
 ) -> int:
     """Run passes over SOURCE, prove each against ONNX Runtime, and write TARGET.
@@ -61,7 +63,6 @@ def optimize(
     if report is not None:
         _require_report(report)
     model = load(source)
-    size = stored_size(source)
     with progress_bar() as progress:
         result = api.optimize(
             model,
@@ -75,8 +76,8 @@ def optimize(
         )
     written = result.ok or keep_going
     if written:
-        _write(result.optimized, target, external_data)
-    told = api.with_files(result.report, target, size, stored_size(target) if written else None)
+        save(result.optimized, target, external_data)
+    told = api.with_target(result.report, target, load(target).stored_bytes if written else None)
     if report is not None:
         _write_report(told, report)
     print_report(told, sys.stdout)
@@ -117,14 +118,6 @@ def _require_report(report: str) -> None:
     if Path(report).suffix not in (".json", ".html"):
         raise OptionError(f"--report {report}: the name must end in .json or .html")
     _require_writable(report)
-
-
-def _write(model: Model, target: str, external_data: str) -> None:
-    """Write the target, whole or not at all."""
-    try:
-        save(model, target, external_data)
-    except OSError as error:
-        raise OptionError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
 def _write_report(report: Report, path: str) -> None:

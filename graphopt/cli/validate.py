@@ -14,7 +14,9 @@ from graphopt.report import Check
 @click.command()
 @click.argument("a")
 @click.argument("b")
-@click.option("--data", metavar="FILE", help="An .npz keyed by input names (first axis = samples), or a test data folder.")
+@click.option(
+    "--data", metavar="FILE", help="An .npz keyed by input names (first axis = samples), or a test data folder."
+)
 @click.option("--report", metavar="FILE.json", help="Write the figures of every output.")
 @click.option("--rtol", type=click.FloatRange(min=0), default=1e-4, show_default=True, help="Relative tolerance.")
 @click.option("--atol", type=click.FloatRange(min=0), default=1e-5, show_default=True, help="Absolute tolerance.")
@@ -30,7 +32,12 @@ def validate(
         click.echo(f"{output.name}: largest difference {output.max_abs:.3g} (relative {output.max_rel:.3g}){sqnr}")
     click.echo(f"{comparison.contract}: {'holds' if comparison.holds else 'broken: ' + comparison.problem}")
     if report is not None:
-        figures = {"a": a, "b": b, "check": vars(Check.of(comparison)), "outputs": [vars(o) for o in comparison.outputs]}
+        figures = {
+            "a": a,
+            "b": b,
+            "check": vars(Check.of(comparison)),
+            "outputs": [vars(o) for o in comparison.outputs],
+        }
         try:
             Path(report).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         except OSError as error:

@@ -18,6 +18,11 @@ class ExternalData:
         self._folder = folder.resolve()
         self._maps: dict[Path, Buffer] = {}
 
+    @property
+    def size(self) -> int:
+        """The bytes of all files that were looked into."""
+        return sum(map(len, self._maps.values()))
+
     def find(self, tensor: TensorProto) -> Span:
         """Return where the bytes of ``tensor`` are.
 

@@ -21,7 +21,10 @@ def load(path: str | PathLike[str]) -> Model:
     file = Path(path)
     try:
         skeleton, spans = strip(_mapped(file))
-        return read_model(skeleton, spans, ExternalData(file.parent).find, file)
+        external = ExternalData(file.parent)
+        model = read_model(skeleton, spans, external.find, file)
+        model.stored_bytes = file.stat().st_size + external.size
+        return model
     except WireError as error:
         raise ModelError(f"{file}: not an ONNX model: {error}") from error
     except ModelError as error:

@@ -21,6 +21,7 @@ class Model:
         path: The file that it was loaded from.
         repairs: What loading had to put right, one sentence each.
         functions: The bodies of local functions.
+        stored_bytes: What the model takes on disk, external data included; None if it comes from no file.
     """
 
     graph: Graph
@@ -28,6 +29,7 @@ class Model:
     path: Path | None = None
     repairs: tuple[str, ...] = ()
     functions: list[Graph] = field(default_factory=list)
+    stored_bytes: int | None = None
 
     @property
     def opset(self) -> int:

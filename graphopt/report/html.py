@@ -1,5 +1,6 @@
 """The report as one self-contained HTML page."""
 
+from collections.abc import Sequence
 from html import escape
 
 from graphopt.report.report import PassReport, Report
@@ -14,8 +15,10 @@ th { border-bottom: 1px solid #aaa } td.figure { text-align: right; font-variant
 
 def to_html(report: Report) -> str:
     """Return the page: verdict, sizes before and after, and each pass with every site and reason."""
-    verdict = '<p class="good">Done and verified.</p>' if report.ok else "".join(
-        f'<p class="bad">{escape(failure)}</p>' for failure in report.failures
+    verdict = (
+        '<p class="good">Done and verified.</p>'
+        if report.ok
+        else "".join(f'<p class="bad">{escape(failure)}</p>' for failure in report.failures)
     )
     body = [
         f"<h1>{escape(report.source)} &rarr; {escape(report.target)}</h1>",
@@ -54,15 +57,15 @@ def _pass_section(each: PassReport) -> str:
         sqnr = "" if each.check.sqnr_db is None else f", SQNR {each.check.sqnr_db:.1f} dB"
         parts.append(f"; {escape(each.check.contract)} {held}: largest difference {each.check.max_abs:.3g}{sqnr}")
     parts.append("</p>")
-    rewritten = [(each_.site, each_.detail) for each_ in each.result.rewritten]
-    skipped = [(each_.site, each_.reason) for each_ in each.result.skipped]
+    rewritten = [(item.site, item.detail) for item in each.result.rewritten]
+    skipped = [(item.site, item.reason) for item in each.result.skipped]
     for title, rows in ((f"{len(rewritten)} rewritten", rewritten), (f"{len(skipped)} skipped", skipped)):
         if rows:
             parts.append(f"<details><summary>{title}</summary>{_table(('site', ''), rows)}</details>")
     return "".join(parts)
 
 
-def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     top = "".join(f"<th>{escape(head)}</th>" for head in heads)
     cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
     return f"<table><tr>{top}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"

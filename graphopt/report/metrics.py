@@ -2,15 +2,17 @@
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import onnx_graphsurgeon as gs
+from onnx import TensorProto
 
 from graphopt.graph import GraphView
 from graphopt.graph.view import is_op
-from graphopt.model import Model, to_proto
+from graphopt.model import Model
+from graphopt.model.exporter import write_model
+from graphopt.model.weights import MappedValues
 
 
 @dataclass(frozen=True)
@@ -32,37 +34,24 @@ class Metrics:
     ops: dict[str, int]
 
 
-def measure(model: Model, size: int | None = None) -> Metrics:
-    """Measure a model; ``size`` is the file's size in bytes where a file is at hand."""
+def measure(model: Model) -> Metrics:
+    """Measure a model; its bytes are the files' where it was loaded from files and the serialized ones otherwise."""
     view = GraphView(model)
     ops = Counter(str(node.op) for node in view.nodes() if node.op != "Constant")
-    parameters = sum(math.prod(constant.shape) for constant in _stored(view))
-    if size is None:
-        size = serialized_size(model)
+    parameters = sum(math.prod(constant.shape) for constant in model.constants())
+    size = serialized_size(model) if model.stored_bytes is None else model.stored_bytes
     return Metrics(sum(ops.values()), parameters, size, count_macs(view), dict(sorted(ops.items())))
 
 
 def serialized_size(model: Model) -> int:
     """Return the bytes that the model takes as one file; the weights are counted, not copied."""
-    skeleton = to_proto(model, weights=False)
-    stubs = {id(each): each for each in _stored(GraphView(model)) if _nbytes(each) > 1024}
-    return skeleton.ByteSize() + sum(_nbytes(each) for each in stubs.values())
+    weights = 0
 
+    def count(tensor: TensorProto, data: Any) -> None:
+        nonlocal weights
+        weights += data.nbytes if isinstance(data, MappedValues) else len(data)
 
-def _stored(view: GraphView) -> Iterator[gs.Constant]:
-    """Yield every stored tensor once: initializers of all graphs and values of Constant nodes."""
-    seen: set[int] = set()
-    for node in view.nodes():
-        for tensor in [*node.inputs, *node.attrs.values()]:
-            if isinstance(tensor, gs.Constant) and id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield tensor
-
-
-def _nbytes(constant: gs.Constant) -> int:
-    kind = constant._values.dtype
-    bits = {"int4": 4, "uint4": 4, "int2": 2, "uint2": 2, "float4_e2m1fn": 4}.get(np.dtype(kind).name)
-    return math.ceil(math.prod(constant.shape) * (bits or 8 * np.dtype(kind).itemsize) / 8)
+    return int(write_model(model, count).ByteSize()) + weights
 
 
 def count_macs(view: GraphView) -> int | None:
@@ -93,5 +82,3 @@ def _node_macs(view: GraphView, node: gs.Node) -> int | None:
         factors[0] = 1
     numbers = [factor for factor in factors if isinstance(factor, int)]
     return math.prod(numbers) if len(numbers) == len(factors) else None
-
-

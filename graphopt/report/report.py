@@ -20,6 +20,7 @@ class Check:
     max_rel: float
     sqnr_db: float | None
     problem: str = ""
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, comparison: Comparison) -> "Check":
@@ -31,6 +32,7 @@ class Check:
             comparison.max_rel,
             comparison.sqnr_db,
             comparison.problem,
+            comparison.notes,
         )
 
 

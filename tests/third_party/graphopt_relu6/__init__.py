@@ -11,7 +11,7 @@ from graphopt import BitExact, GraphView, SitePass, Skip, option
 
 @dataclass(frozen=True, kw_only=True)
 class NameRelu6(SitePass):
-    """Replace Relu followed by Min with a scalar constant by one Clip: min(max(x, 0), c) is clip(x, 0, c) for c >= 0."""
+    """Replace Relu and then Min with a constant by one Clip: min(max(x, 0), c) is clip(x, 0, c) for c >= 0."""
 
     name = "name-relu6"
     contract = BitExact()

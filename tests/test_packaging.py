@@ -1,0 +1,73 @@
+"""The package as it is installed: nothing left out, nothing leaked, dependencies flowing one way."""
+
+import ast
+import tomllib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+# What a folder or module of the engine may import, from the bottom up; see "How data flows" in docs/design.md.
+LAYERS = [
+    {"errors", "contract", "result"},
+    {"model", "numerics"},
+    {"graph"},
+    {"runtime"},
+    {"base", "registry"},
+    {"report", "bisect", "trial", "pipeline"},
+    {"distill", "transfer", "recipe", "presets", "api", "testing"},
+    {"cli", "__main__"},
+]
+RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
+
+
+def test_every_package_folder_is_listed() -> None:
+    folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("graphopt/**/__init__.py")}
+    expected = {".".join(folder.parts) for folder in folders} | {"graphopt.passes"}
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == expected
+
+
+def test_every_pass_file_is_registered() -> None:
+    points = PROJECT["project"]["entry-points"]["graphopt.passes"]
+    files = {path.stem for path in ROOT.glob("passes/*.py")} - {"__init__"}
+    assert {point.partition(":")[0].rpartition(".")[2] for point in points.values()} == files
+    assert {name.replace("-", "_") for name in points} == files
+
+
+def imports(path: Path) -> set[str]:
+    """Return every module that a file imports at run time; what stands under TYPE_CHECKING does not count."""
+    tree = ast.parse(path.read_text())
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+        for inner in ast.walk(node)
+    }
+    found = set()
+    for node in ast.walk(tree):
+        if id(node) in typing_only:
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("graphopt/**/*.py")), ids=lambda path: str(path.relative_to(ROOT)))
+def test_the_engine_imports_downwards_and_no_pass(path: Path) -> None:
+    own = path.relative_to(ROOT / "graphopt").parts[0].removesuffix(".py")
+    assert not any(name.startswith("graphopt.passes") for name in imports(path))
+    for name in imports(path):
+        parts = name.split(".")
+        if own in RANK and parts[0] == "graphopt" and len(parts) > 1 and parts[1] in RANK:
+            assert RANK[parts[1]] <= RANK[own], f"{path.name} imports {name}, which lies above it"
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("passes/*.py")), ids=lambda path: path.name)
+def test_a_pass_imports_no_other_pass_and_nothing_above_the_base(path: Path) -> None:
+    for name in imports(path):
+        assert not name.startswith(("graphopt.passes", "passes"))
+        assert name.split(".")[:2] not in [["graphopt", part] for part in ("pipeline", "api", "cli", "trial", "report")]
