@@ -1,0 +1,96 @@
+"""The report's three forms tell the same story, and JSON stays JSON whatever the figures are."""
+
+import io
+import json
+import math
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import graphopt
+from graphopt import PassResult, Rewritten, Skipped
+from graphopt.report import Check, Metrics, PassReport, Report, measure
+from graphopt.report.html import to_html
+from graphopt.report.metrics import serialized_size
+from graphopt.report.text import print_report
+from graphopt.testing import model
+
+
+def sample(failure: str = "") -> Report:
+    check = Check("bit-exact", not failure, math.inf if failure else 0.0, 0.0, None, failure)
+    result = PassResult((Rewritten("a", "<b>bold</b>"),), (Skipped("c", "has 2 readers"), Skipped("d", "has 2 readers")))
+    told = PassReport("some-pass", {"gain": 2.0}, 0.25, not failure, result, check, failure)
+    before, after = Metrics(10, 1000, 5000, 2000, {"Conv": 2}), Metrics(8, 500, 2500, None, {"Conv": 1})
+    return Report("in.onnx", "out.onnx", before, after, (told,), check, (0.9, 0.89), None, (failure,) if failure else ())
+
+
+def test_json_has_the_agreed_form() -> None:
+    told = json.loads(sample().to_json())
+    assert set(told) >= {"source", "target", "before", "after", "passes", "check", "latency_ms"}
+    assert set(told["before"]) == {"nodes", "parameters", "bytes", "macs", "ops"}
+    assert told["passes"][0]["rewritten"] == [{"site": "a", "detail": "<b>bold</b>"}]
+    assert told["passes"][0]["skipped"][0] == {"site": "c", "reason": "has 2 readers"}
+    assert set(told["passes"][0]) >= {"name", "options", "seconds", "kept", "rewritten", "skipped", "check"}
+    assert set(told["check"]) >= {"holds", "max_abs", "max_rel", "sqnr_db", "top1"}
+    assert told["check"]["top1"] == [0.9, 0.89]
+    assert told["latency_ms"] is None
+
+
+def test_json_writes_null_for_what_json_cannot_say() -> None:
+    assert json.loads(sample("broke").to_json())["check"]["max_abs"] is None
+
+
+class Balance(HTMLParser):
+    """Counts open tags, so that a page that does not close them is seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: object) -> None:
+        if tag not in ("meta",):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+
+@pytest.mark.parametrize("failure", ["", "some-pass: broke & burned"])
+def test_html_is_balanced_escaped_and_self_contained(failure: str) -> None:
+    page = to_html(sample(failure))
+    balance = Balance()
+    balance.feed(page)
+    assert balance.open == []
+    assert "<b>bold</b>" not in page
+    assert "&lt;b&gt;bold" in page
+    assert "http" not in page
+    assert ("taken back" in page) == bool(failure)
+
+
+def test_text_groups_reasons_and_fits_a_pipe() -> None:
+    stream = io.StringIO()
+    print_report(sample(), stream)
+    text = stream.getvalue()
+    assert "some-pass left c and 1 more: has 2 readers" in text
+    assert "0.500 of the original" in text
+    assert "90.00% -> 89.00%" in text
+    assert max(map(len, text.splitlines())) <= 120
+
+
+def test_metrics_of_a_model() -> None:
+    weights = {"w": np.zeros((8, 4, 3, 3), np.float32), "v": np.zeros((8 * 36, 5), np.float32)}
+    graph = "g (float[N,4,8,8] x) => (float[N,5] y) { h = Conv(x, w)  f = Flatten(h)  y = MatMul(f, v) }"
+    proto = model(graph, **weights)
+    from graphopt.model import from_proto
+
+    metrics = measure(from_proto(proto))
+    assert metrics.parameters == 8 * 36 + 8 * 36 * 5
+    assert metrics.macs == 8 * 36 * 36 + 8 * 36 * 5
+    assert metrics.ops == {"Conv": 1, "Flatten": 1, "MatMul": 1}
+    assert abs(serialized_size(from_proto(proto)) - proto.ByteSize()) <= 16
+
+
+def test_a_note_says_when_inputs_were_generated() -> None:
+    relu = model("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+    assert any("generated" in note for note in graphopt.optimize(relu, []).report.notes)
