@@ -28,7 +28,7 @@ class Affine:
 
     @staticmethod
     def of(scale: ArrayLike, shift: ArrayLike) -> "Affine":
-        """Build a map from arrays that are lined up with the leading axes; an axis along which nothing varies shrinks."""
+        """Build a map from arrays that are lined up with the leading axes; axes along which nothing varies shrink."""
         wide_scale, wide_shift = (np.asarray(values, dtype=np.float64) for values in (scale, shift))
         rank = max(wide_scale.ndim, wide_shift.ndim)
         both = np.stack(np.broadcast_arrays(_trailing_ones(wide_scale, rank), _trailing_ones(wide_shift, rank)))
@@ -95,6 +95,17 @@ class Affine:
         """Return the axes along which the map varies."""
         return {axis for axis, size in enumerate(self.scale.shape) if size > 1}
 
+    def aligned(self, rank: int) -> tuple[Array, Array]:
+        """Return scale and shift as constants that broadcast against a tensor of this rank, as Mul and Add do."""
+        first = min(self.varying(), default=rank)
+        scale, shift = self.padded(rank)
+        return scale.reshape(scale.shape[first:]), shift.reshape(shift.shape[first:])
+
+    @property
+    def scales(self) -> bool:
+        """Whether any scale is not one."""
+        return bool((self.scale != 1).any())
+
     @property
     def shifts(self) -> bool:
         """Whether any shift is not zero."""
@@ -122,6 +133,21 @@ def batchnorm(view: GraphView, node: gs.Node) -> Affine:
         raise Skip(f"variance plus epsilon is {spread.min():.3g} in {node.inputs[4].name!r}")
     scale = gamma / np.sqrt(spread)
     return Affine.per_channel(scale, beta - mean * scale)
+
+
+def normalization(view: GraphView, node: gs.Node) -> Affine:
+    """Return the affine part of an InstanceNormalization or LayerNormalization: what it applies after normalizing.
+
+    Raises:
+        Skip: Its parameters are not constant, or the rank of its input is unknown.
+    """
+    scale, *bias = require_values(view, node.inputs[1], *[tensor for tensor in list(node.inputs)[2:] if tensor.name])
+    shift = bias[0] if bias else np.zeros(1)
+    if node.op == "InstanceNormalization":
+        return Affine.per_channel(scale, shift)
+    first = int(number(node, "axis", -1)) % require_rank(view, node.inputs[0])
+    wide = np.broadcast_arrays(scale, shift)
+    return Affine.of(*(values.reshape((1,) * first + values.shape) for values in wide))
 
 
 def require_inference(view: GraphView, node: gs.Node) -> None:
@@ -161,7 +187,7 @@ def arithmetic(view: GraphView, node: gs.Node) -> tuple[gs.Tensor, Affine] | Non
         return None
     left, right = node.inputs
     known = [evaluate(view, left) is not None, evaluate(view, right) is not None]
-    if known[0] == known[1] or (node.op == "Div" and known[0]):
+    if not has_constant_operand(view, node) or (node.op == "Div" and known[0]):
         return None
     operand, constant = (right, left) if known[0] else (left, right)
     if view.opset < 7:
@@ -177,6 +203,17 @@ def arithmetic(view: GraphView, node: gs.Node) -> tuple[gs.Tensor, Affine] | Non
     if not values.all():
         raise Skip(f"{constant.name!r} divides by zero")
     return operand, Affine.of(1.0 / values, 0.0)
+
+
+def has_constant_operand(view: GraphView, node: gs.Node) -> bool:
+    """Whether one of the two operands of ``node`` is a floating-point constant, and the other is not constant."""
+    left, right = (evaluate(view, tensor) for tensor in node.inputs)
+    return (left is None) != (right is None) and (is_float(left) or is_float(right))
+
+
+def is_float(values: NDArray[np.generic] | None) -> bool:
+    """Whether values are of a floating-point type; integer arithmetic is no affine algebra."""
+    return values is not None and (values.dtype.kind == "f" or values.dtype.name == "bfloat16")
 
 
 def _lead_aligned(view: GraphView, operand: gs.Tensor, values: Array, constant: gs.Tensor) -> Array:

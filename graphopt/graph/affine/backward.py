@@ -6,9 +6,10 @@ import onnx_graphsurgeon as gs
 from graphopt.graph.affine import outputs
 from graphopt.graph.affine.algebra import Affine, arithmetic, number
 from graphopt.graph.affine.change import Change, remove
-from graphopt.graph.affine.extent import dimension, require_rank
+from graphopt.graph.affine.extent import dimension, rank, require_rank
 from graphopt.graph.affine.layout import through_layout
 from graphopt.graph.affine.pooling import through_pooling
+from graphopt.graph.evaluate import evaluate
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
@@ -25,7 +26,7 @@ def into_producers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[C
         raise Skip(f"{tensor.name!r} is a graph input" if view.is_input(tensor) else f"{tensor.name!r} has no producer")
     if view.edit.graph_of(node) is not view.edit.graph_of(view.readers(tensor)[0]):
         raise Skip(f"{tensor.name!r} is computed in another graph")
-    if is_op(node, *outputs.TAKES) and tensor is node.outputs[0]:
+    if is_op(node, *outputs.TAKES) and tensor is node.outputs[0] and not _is_product(view, node):
         return [outputs.TAKES[node.op](view, node, affine)]
     if is_op(node, "Concat"):
         return [change for part in split(view, node, affine) for change in into_producers(view, *part)]
@@ -40,18 +41,39 @@ def _through(view: GraphView, node: gs.Node, affine: Affine) -> list[Change]:
         return [*into_producers(view, operand, own.then(affine)), remove(view, node, operand)]
     if is_op(node, "Add", "Sub"):
         return _both_terms(view, node, affine)
+    if not affine.shifts and (is_op(node, "Mul") or (is_op(node, "MatMul") and not affine.varying())):
+        return _one_factor(view, node, affine)
     moved = through_layout(view, node, affine, forward=False) or through_pooling(view, node, affine, forward=False)
     if moved is None or node.inputs[0].is_empty():
         raise Skip(f"{node.op} {node.outputs[0].name!r} cannot take it in")
     return into_producers(view, node.inputs[0], moved)
 
 
+def _is_product(view: GraphView, node: gs.Node) -> bool:
+    """Whether ``node`` is a MatMul of two tensors that are computed."""
+    return is_op(node, "MatMul") and all(evaluate(view, tensor) is None for tensor in node.inputs)
+
+
+def _one_factor(view: GraphView, node: gs.Node, affine: Affine) -> list[Change]:
+    """Scale one factor of a product of two tensors, whichever can take it."""
+    refusals = []
+    for factor in node.inputs:
+        if affine.varying() and rank(view, factor) != require_rank(view, node.outputs[0]):
+            refusals.append(f"{factor.name!r} is broadcast")
+            continue
+        try:
+            return into_producers(view, factor, affine)
+        except Skip as reason:
+            refusals.append(str(reason))
+    raise Skip(f"{node.op} {node.outputs[0].name!r} has no factor that takes it: {'; '.join(refusals)}")
+
+
 def _both_terms(view: GraphView, node: gs.Node, affine: Affine) -> list[Change]:
     """Scale both terms of a sum; the first takes the shift too."""
     first, second = node.inputs
     if affine.varying():
-        rank = require_rank(view, node.outputs[0])
-        if require_rank(view, first) != rank or require_rank(view, second) != rank:
+        axes = require_rank(view, node.outputs[0])
+        if require_rank(view, first) != axes or require_rank(view, second) != axes:
             raise Skip(f"{node.op} {node.outputs[0].name!r} broadcasts one of its terms")
     scaled = Affine.of(affine.scale, 0.0)
     try:

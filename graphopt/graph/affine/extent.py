@@ -2,6 +2,7 @@
 
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.evaluate import evaluate
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
@@ -22,7 +23,7 @@ def rank(view: GraphView, tensor: gs.Tensor) -> int | None:
         if node is None:
             return None
         if is_op(node, "Conv", "ConvTranspose"):
-            weight = view.array(node.inputs[1])
+            weight = evaluate(view, node.inputs[1])
             return None if weight is None else weight.ndim
         if is_op(node, "Gemm"):
             return 2
@@ -63,12 +64,12 @@ def dimension(view: GraphView, tensor: gs.Tensor, axis: int) -> int | None:
 
 def _channels(view: GraphView, node: gs.Node) -> int | None:
     """Return the number of channels that a layer gives out, from the shape of its weights."""
-    weight = view.array(node.inputs[1])
+    weight = evaluate(view, node.inputs[1])
     if weight is None:
         return None
     if node.op == "ConvTranspose":
         group = node.attrs.get("group", 1)
-        return weight.shape[1] * group if isinstance(group, int) else None
+        return int(weight.shape[1] * group) if isinstance(group, int) else None
     if node.op == "Gemm":
-        return weight.shape[0 if node.attrs.get("transB", 0) else 1]
-    return weight.shape[0]
+        return int(weight.shape[0 if node.attrs.get("transB", 0) else 1])
+    return int(weight.shape[0])

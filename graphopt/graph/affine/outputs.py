@@ -84,6 +84,22 @@ def layer_norm(view: GraphView, node: gs.Node, affine: Affine) -> Change:
     return assign(view, node, values)
 
 
+def neutralize(view: GraphView, node: gs.Node) -> Change:
+    """Agree on a scale of one and a bias of zero for a normalization; a bias that may be absent goes."""
+    scale, *bias = require_values(view, node.inputs[1], *[tensor for tensor in list(node.inputs)[2:] if tensor.name])
+    if node.op != "LayerNormalization":
+        return assign(view, node, {1: np.ones_like(scale), 2: np.zeros_like(bias[0])})
+    change = assign(view, node, {1: np.ones_like(scale)})
+
+    def make() -> None:
+        change.make()
+        if bias:
+            view.edit.set_input(node, 2, gs.Variable.empty())
+            del node.inputs[2]
+
+    return Change(make)
+
+
 def gemm_offset(view: GraphView, node: gs.Node) -> Array:
     """Return beta * C of a Gemm; zero if it has no C."""
     if len(node.inputs) < 3 or not node.inputs[2].name:
