@@ -1,0 +1,163 @@
+"""The channel analysis: four walks over the program, then which coupled groups can go."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.graph.channels.cutting import Cut
+from graphopt.graph.channels.facts import Facts, Mask
+from graphopt.graph.channels.labels import Label, Labels, components, describe
+from graphopt.graph.channels.table import transfer_of
+from graphopt.graph.view import GraphView
+
+
+@dataclass
+class Channels:
+    """The finished analysis of one model.
+
+    ``root`` maps a label to its coupled group, which is named by its smallest label. ``family`` maps a label to its
+    family: the groups of one stream of layers, which have a site in common.
+    """
+
+    facts: Facts
+    labels: Labels
+    root: Label
+    family: Label
+    live: Mask
+    present: Mask
+    blocked: dict[int, str]
+
+    @classmethod
+    def analyze(cls, view: GraphView) -> "Channels":
+        """Walk the program forwards, backwards and forwards again."""
+        facts = Facts(view)
+        for node in facts.program:
+            facts.refine(node)
+            transfer_of(node).forward(node, facts)
+        for graph in view.graphs():
+            for out in graph.outputs:
+                facts.need(out)
+        for node in reversed(facts.program):
+            transfer_of(node).backward(node, facts)
+        labels = Labels(facts)
+        for node in facts.program:
+            if not node.outputs or not all(facts.is_constant(out) for out in node.outputs):
+                transfer_of(node).couple(node, facts, labels)
+        for graph in view.graphs():
+            for out in graph.outputs:
+                for axis in labels.variables.get(id(out), ()):
+                    labels.block(
+                        axis, f"{out.name!r} is an output of {'the model' if graph is view.model.graph else 'a body'}"
+                    )
+        return cls._solved(facts, labels)
+
+    @classmethod
+    def _solved(cls, facts: Facts, labels: Labels) -> "Channels":
+        """Join the labels that were unified, and gather what is known of each group."""
+        left = np.concatenate([edge[0] for edge in labels.edges]) if labels.edges else np.zeros(0, dtype=np.int64)
+        right = np.concatenate([edge[1] for edge in labels.edges]) if labels.edges else np.zeros(0, dtype=np.int64)
+        root = components(labels.count, left, right)
+        owner = np.searchsorted(np.array(labels.starts), np.arange(labels.count), side="right") - 1
+        streams = components(len(labels.starts), owner[left], owner[right])
+        live, present = np.zeros(labels.count, dtype=bool), np.zeros(labels.count, dtype=bool)
+        for key, axes in labels.variables.items():
+            for axis, label in enumerate(axes):
+                if label is not None:
+                    present[root[label]] = True
+                    live[root[label[facts.needed(labels.tensors[key], axis)]]] = True
+        blocked: dict[int, str] = {}
+        for label, reason in labels.blocks:
+            for group in np.unique(root[label]).tolist():
+                blocked.setdefault(group, reason)
+        return cls(facts, labels, root, streams[owner] if labels.count else owner, live, present, blocked)
+
+    # -- sites ---------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def sites(self) -> dict[int, str]:
+        """The site of each family: the first layer that feeds it."""
+        found: dict[int, str] = {}
+        ranked: dict[int, int] = {}
+        for start, (node, slot) in zip(self.labels.starts, self.labels.owners, strict=True):
+            family = int(self.family[start])
+            use = self.labels.uses.get((id(node), slot))
+            feeds = use is not None and any(
+                use.roles[axis] == "feeds" and label[0] == start for axis, label in use.axes.items()
+            )
+            rank = 0 if feeds else 1
+            if rank < ranked.get(family, 2):
+                found[family], ranked[family] = self.facts.view.site(node), rank
+        return found
+
+    # -- what goes -----------------------------------------------------------------------------------------------------
+
+    def removable(self, vetoes: Mapping[str, str] = {}) -> Mask:
+        """Return, for each label, whether its group can go: present, needed nowhere, not blocked, not vetoed.
+
+        Of an axis that would lose everything, the first index stays.
+        """
+        gone = self.present & ~self.live
+        gone[list(self.blocked)] = False
+        if vetoes:
+            barred = np.array([family for family, site in self.sites.items() if site in vetoes], dtype=np.int64)
+            gone &= ~np.isin(self.family, barred)
+        gone = gone[self.root]
+        every = [label for axes in self.labels.variables.values() for label in axes]
+        every += [label for use in self.labels.uses.values() for label in use.axes.values()]
+        for label in every:
+            if label is not None and len(label) and gone[label].all():
+                gone[self.root == self.root[label[0]]] = False
+        return gone
+
+    def cut(self, gone: Mask) -> Cut:
+        """Plan the removal of labels.
+
+        Raises:
+            Skip: A node cannot follow.
+        """
+        cut = Cut(self.facts, self.labels, gone)
+        if gone.any():
+            for node in self.facts.program:
+                transfer_of(node).cut(node, cut)
+        return cut
+
+    # -- why not -------------------------------------------------------------------------------------------------------
+
+    def survivors(self, gone: Mask, vetoes: Mapping[str, str] = {}) -> list[tuple[str, str]]:
+        """Return (site, reason) for every family in which nought, constant or unread channels stay."""
+        idle = np.zeros(len(self.root), dtype=bool)
+        witness = np.full(len(self.root), -1)
+        reader = np.full(len(self.root), -1)
+        tensors = [self.labels.tensors[key] for key in self.labels.variables]
+        for index, tensor in enumerate(tensors):
+            for axis, label in enumerate(self.labels.variables[id(tensor)]):
+                if label is None:
+                    continue
+                known = self.facts.uniform(tensor, axis)
+                constant = np.zeros(len(label), dtype=bool) if known is None else ~np.isnan(known)
+                needed = self.facts.needed(tensor, axis)
+                group = self.root[label]
+                idle[group[constant | ~needed]] = True
+                fresh = group[needed & ~constant]
+                witness[fresh[witness[fresh] < 0]] = index
+                reader[group[needed & constant]] = index
+        idle &= self.present & ~gone & (np.arange(len(self.root)) == self.root)
+        counts: dict[tuple[str, str], int] = {}
+        for group in np.flatnonzero(idle).tolist():
+            site = self.sites[int(self.family[group])]
+            reason = vetoes.get(site) or self.blocked.get(group) or self._why(tensors, witness[group], reader[group])
+            counts[site, reason] = counts.get((site, reason), 0) + 1
+        return [(site, f"{count} idle channels stay: {reason}") for (site, reason), count in counts.items()]
+
+    def _why(self, tensors: list[gs.Tensor], witness: int, reader: int) -> str:
+        """Say why a group that is nowhere blocked is still needed."""
+        if witness >= 0:
+            return f"coupled with {tensors[witness].name!r}, which is needed and not constant there"
+        if reader >= 0:
+            last = next(iter(self.facts.view.readers(tensors[reader])), None)
+            by = describe(last) if last is not None else "the caller"
+            return f"{tensors[reader].name!r} holds a constant there that {by} cannot absorb"
+        return "the last channel of a layer"

@@ -1,0 +1,197 @@
+"""The cut itself: planned first, node by node and constant by constant, then applied in one go."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from graphopt.graph.channels.facts import Facts, Mask
+from graphopt.graph.channels.labels import Labels, Use
+from graphopt.graph.channels.values import constant_of
+from graphopt.graph.edit import Edit, cast
+from graphopt.result import Skip
+
+
+class Cut:
+    """What is to be removed, as the transfer functions see it, and the changes that they plan.
+
+    Nothing is changed before ``apply``; planning may raise Skip.
+    """
+
+    def __init__(self, facts: Facts, labels: Labels, gone: Mask) -> None:
+        """Plan the removal of every label for which ``gone`` is True."""
+        self.facts, self.labels, self.gone = facts, labels, gone
+        self._given: dict[tuple[int, int], tuple[gs.Node, int, NDArray[Any], gs.Tensor]] = {}
+        self._final: set[tuple[int, int]] = set()
+        self._steps: list[Callable[[Edit], None]] = []
+
+    # -- questions -----------------------------------------------------------------------------------------------------
+
+    def kept(self, tensor: gs.Tensor, axis: int) -> Mask:
+        """Return which indices of an axis of a variable stay; the size of the axis must be known."""
+        axes, rank = self.labels.variables.get(id(tensor)), self.facts.rank(tensor) or 0
+        label = axes[axis % rank] if axes is not None and rank else None
+        if label is None:
+            return np.ones(self.facts.dim(tensor, axis) or 0, dtype=bool)
+        return ~self.gone[label]
+
+    def changes(self, tensor: gs.Tensor) -> dict[int, int]:
+        """Return the new size of each axis of a variable that is cut."""
+        axes = self.labels.variables.get(id(tensor)) or []
+        return {
+            axis: int((~self.gone[label]).sum())
+            for axis, label in enumerate(axes)
+            if label is not None and self.gone[label].any()
+        }
+
+    # -- plans ---------------------------------------------------------------------------------------------------------
+
+    def give(
+        self, node: gs.Node, slot: int, values: NDArray[Any], like: gs.Tensor | None = None, keep: Mask | None = None
+    ) -> None:
+        """Plan new values, still uncut, for a constant slot; labelled axes are cut after that.
+
+        Args:
+            node: The node that reads them.
+            slot: The input slot, which may be absent so far.
+            values: The values before the cut.
+            like: A tensor that has the element type if the slot is empty.
+            keep: What stays along the last axis if the slot has no labels.
+        """
+        old = node.inputs[slot] if slot < len(node.inputs) and node.inputs[slot].name else None
+        use = self.labels.uses.get((id(node), slot))
+        if use is None and keep is not None and values.shape[-1] == len(keep):
+            values = values[..., keep]
+        source = old if old is not None else like
+        assert source is not None
+        self._given[id(node), slot] = (node, slot, values, source)
+
+    def replace(self, node: gs.Node, slot: int, values: NDArray[Any]) -> None:
+        """Plan new values for a constant slot, cut already."""
+        self._given[id(node), slot] = (node, slot, values, node.inputs[slot])
+        self._final.add((id(node), slot))
+
+    def attribute(self, node: gs.Node, name: str, value: Any) -> None:
+        """Plan an attribute's new value."""
+        self._steps.append(lambda edit: node.attrs.__setitem__(name, value))
+
+    def step(self, action: Callable[[Edit], None]) -> None:
+        """Plan any other edit."""
+        self._steps.append(action)
+
+    def integers(self, node: gs.Node, slot: int, values: list[int]) -> None:
+        """Plan a new integer constant for a slot."""
+        array = np.array(values, dtype=np.int64)
+        self._steps.append(
+            lambda edit: edit.set_input(node, slot, edit.constant(f"{node.outputs[0].name}_sizes", array))
+        )
+
+    def resize(self, node: gs.Node, slot: int, copies: bool = False) -> None:
+        """Plan new sizes in a target shape for the first output; ``copies`` says that 0 copies the input's size."""
+        changes = self.changes(node.outputs[0])
+        if not changes:
+            return
+        target = node.inputs[slot]
+        values = self.facts.values(target)
+        rank = self.facts.rank(node.outputs[0]) or 0
+        known = np.zeros(rank, dtype=bool) if values is None else values.known
+        sizes = [0] * rank if values is None else [int(size) for size in values.array]
+        if len(known) != rank:
+            raise Skip(f"the target shape {target.name!r} does not fit its output")
+        source = self.changes(node.inputs[0]) if copies else {}
+        for axis, size in changes.items():
+            if not known[axis] or sizes[axis] > 0 or (sizes[axis] == 0 and source.get(axis) != size):
+                sizes[axis], known = size, known | (np.arange(rank) == axis)
+        open_axes = np.flatnonzero(~known)
+        if len(open_axes) == 0 or (len(open_axes) == 1 and -1 not in np.array(sizes)[known] and copies):
+            self.integers(node, slot, [size if known[axis] else -1 for axis, size in enumerate(sizes)])
+            return
+        mask = np.isin(np.arange(rank), list(changes))
+        self.overwrite(node, slot, mask, np.where(mask, sizes, 0))
+
+    def overwrite(self, node: gs.Node, slot: int, mask: Mask, values: NDArray[Any]) -> None:
+        """Plan a Where that overwrites some elements of a computed shape."""
+        if self.facts.view.opset < 9:
+            raise Skip(f"{node.inputs[slot].name!r} is computed, and opset {self.facts.view.opset} has no Where")
+        target = node.inputs[slot]
+        array = np.asarray(values, dtype=np.int64)
+
+        def put(edit: Edit) -> None:
+            constants = [edit.constant(f"{target.name}_{stem}", a) for stem, a in (("mask", mask), ("sizes", array))]
+            edit.set_input(node, slot, edit.add_node(node, "Where", [*constants, target]).outputs[0])
+
+        self._steps.append(put)
+
+    # -- applying ------------------------------------------------------------------------------------------------------
+
+    def apply(self, edit: Edit) -> None:
+        """Plan the constants, then change the graph.
+
+        Raises:
+            Skip: A folded value overflows its type; nothing has been changed then.
+        """
+        constants = self._constants()
+        touched: list[gs.Tensor] = []
+        made: dict[tuple[Any, ...], gs.Constant] = {}
+        for node, slot, array, key in constants:
+            old = node.inputs[slot] if slot < len(node.inputs) else None
+            if old is not None and old.name:
+                touched.append(old)
+            if key in made:
+                edit.set_input(node, slot, made[key])
+            else:
+                edit.set_values(node, slot, array, dtype=array.dtype)
+                made[key] = node.inputs[slot]
+        for action in self._steps:
+            action(edit)
+        for tensor in self.labels.tensors.values():
+            changes = self.changes(tensor)
+            if changes and tensor.shape is not None and len(tensor.shape) == len(self.labels.variables[id(tensor)]):
+                tensor.shape = [changes.get(axis, size) for axis, size in enumerate(tensor.shape)]
+        remove_unread(edit, touched)
+
+    def _constants(self) -> list[tuple[gs.Node, int, NDArray[Any], tuple[Any, ...]]]:
+        """Return every slot that gets a new constant, with a key that equal constants have in common."""
+        found = []
+        slots: dict[tuple[int, int], tuple[gs.Node, int, Use | None]] = {
+            key: (given[0], given[1], self.labels.uses.get(key)) for key, given in self._given.items()
+        }
+        slots |= {key: (use.node, use.slot, use) for key, use in self.labels.uses.items()}
+        for key, (node, slot, use) in slots.items():
+            masks = {axis: ~self.gone[label] for axis, label in use.axes.items()} if use is not None else {}
+            masks = {axis: mask for axis, mask in masks.items() if not mask.all()}
+            given = self._given.get(key)
+            if given is None and not masks:
+                continue
+            source = given[3] if given is not None else node.inputs[slot]
+            array = given[2] if given is not None else self.facts.array(source)
+            if array is None:
+                raise Skip(f"{source.name!r} cannot be read")
+            if key not in self._final:
+                for axis, mask in masks.items():
+                    array = np.compress(mask, array, axis=axis)
+            own = self.facts.array(source)
+            array = cast(array, array.dtype if own is None else own.dtype, str(source.name))
+            root = constant_of(source) if given is None else None
+            shared = (id(root), *((axis, mask.tobytes()) for axis, mask in sorted(masks.items())))
+            found.append((node, slot, array, shared if root is not None else key))
+        return found
+
+
+def remove_unread(edit: Edit, tensors: list[gs.Tensor]) -> None:
+    """Remove the producers of tensors that nothing reads any more, and theirs in turn."""
+    waiting = list(tensors)
+    while waiting:
+        tensor = waiting.pop()
+        for node in list(tensor.inputs):
+            if edit.is_removed(node) or any(_is_read(edit, out) for out in node.outputs):
+                continue
+            edit.remove([node])
+            waiting += node.inputs
+
+
+def _is_read(edit: Edit, tensor: gs.Tensor) -> bool:
+    """Whether a node that stays reads a tensor, or a graph gives it out."""
+    return edit.is_output(tensor) or any(not edit.is_removed(reader) for reader in tensor.outputs)

@@ -1,0 +1,72 @@
+"""Shape inference of one node, from what the walk knows so far."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from graphopt.graph.shapes import Shape
+
+if TYPE_CHECKING:
+    from graphopt.graph.channels.facts import Facts
+
+
+def attributes(node: gs.Node) -> dict[str, object] | None:
+    """Return a node's attributes as plain values, tensors as protos; None if one of them is neither."""
+    plain: dict[str, object] = {}
+    for name, value in node.attrs.items():
+        if isinstance(value, gs.Constant):
+            array = value.values
+            plain[name] = onnx.numpy_helper.from_array(np.asarray(array), name)
+        elif isinstance(value, (int, float, str)) or (isinstance(value, list) and value):
+            plain[name] = value
+        else:
+            return None
+    return plain
+
+
+def infer_outputs(node: gs.Node, facts: "Facts") -> list[Shape]:
+    """Return the shapes of a node's outputs as ONNX's own inference gives them; empty where it cannot."""
+    if node.domain not in (None, "", "ai.onnx"):
+        return []
+    plain = attributes(node)
+    if plain is None:
+        return []
+    types: dict[str, onnx.TypeProto] = {}
+    data: dict[str, onnx.TensorProto] = {}
+    for tensor in node.inputs:
+        if not tensor.name:
+            continue
+        kind = _element_type(tensor, facts)
+        types[tensor.name] = onnx.helper.make_tensor_type_proto(kind, facts.shape(tensor))
+        if (values := facts.values(tensor)) is not None and values.known.all():
+            data[tensor.name] = onnx.numpy_helper.from_array(np.asarray(values.array), tensor.name)
+    proto = onnx.helper.make_node(str(node.op), [t.name for t in node.inputs], [t.name for t in node.outputs], **plain)
+    try:
+        schema = onnx.defs.get_schema(str(node.op), facts.view.opset, "")
+        found = onnx.shape_inference.infer_node_outputs(
+            schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", facts.view.opset)]
+        )
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        return []
+    return [_shape(found.get(out.name)) for out in node.outputs]
+
+
+def _element_type(tensor: gs.Tensor, facts: "Facts") -> int:
+    """Return ONNX's code of a tensor's element type; float where it is not declared."""
+    if isinstance(tensor.dtype, int):
+        return tensor.dtype
+    if tensor.dtype is not None:
+        return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+    values = facts.values(tensor)
+    return onnx.TensorProto.FLOAT if values is None else int(onnx.helper.np_dtype_to_tensor_dtype(values.array.dtype))
+
+
+def _shape(found: onnx.TypeProto | None) -> Shape:
+    """Return the shape in a type, or None if it has no rank."""
+    if found is None or not found.HasField("tensor_type") or not found.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in found.tensor_type.shape.dim
+    )

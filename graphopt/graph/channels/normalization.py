@@ -1,0 +1,121 @@
+"""Transfer functions of normalizations."""
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from graphopt.graph.channels.facts import Facts
+from graphopt.graph.channels.labels import Label, Labels
+from graphopt.graph.channels.table import Transfer, register
+
+
+@register("BatchNormalization")
+class BatchNormalization(Transfer):
+    """Inference mode: y = (x - mean) * scale / sqrt(var + epsilon) + bias, channel by channel."""
+
+    def forward(self, node: gs.Node, facts: Facts) -> None:
+        """A uniform channel stays one; a channel of scale nought holds the bias."""
+        if _trains(node) or (size := facts.dim(node.inputs[0], 1)) is None:
+            return
+        scale, bias, mean, var = (facts.uniform(tensor, 0) for tensor in node.inputs[1:5])
+        if scale is None or bias is None:
+            return
+        known = facts.uniform(node.inputs[0], 1)
+        if known is None or mean is None or var is None:
+            known = np.full(size, np.nan)
+            values = known
+        else:
+            with np.errstate(all="ignore"):
+                values = (known - mean) * scale / np.sqrt(var + node.attrs.get("epsilon", 1e-5)) + bias
+        facts.learn(node.outputs[0], 1, np.where(scale == 0, bias, values))
+
+    def backward(self, node: gs.Node, facts: Facts) -> None:
+        """A channel is needed where the output's is; its input is not if the scale is nought."""
+        if _trains(node):
+            super().backward(node, facts)
+        elif facts.is_needed(node.outputs[0]):
+            masks = facts.needed_axes(node.outputs[0])
+            facts.need(node.inputs[0], masks)
+            for tensor in node.inputs[1:]:
+                facts.need(tensor, {0: masks[1]} if 1 in masks else {})
+
+    def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
+        """All four parameters go with the channel."""
+        if _trains(node):
+            super().couple(node, facts, labels)
+            return
+        axes: list[Label | None] = [labels.axis(node, 0, axis) for axis in range(facts.rank(node.inputs[0]) or 0)]
+        if len(axes) > 1:
+            for slot, role in ((1, "scales"), (2, "feeds"), (3, "aside"), (4, "aside")):
+                axes[1] = labels.unify(axes[1], labels.axis(node, slot, 0, role), node)
+        labels.set(node.outputs[0], axes)
+
+
+def _trains(node: gs.Node) -> bool:
+    """Whether a BatchNormalization takes its statistics from the batch."""
+    return bool(node.attrs.get("training_mode", 0)) or any(out.name for out in node.outputs[1:])
+
+
+@register("InstanceNormalization")
+class InstanceNormalization(Transfer):
+    """Each channel of each instance is normalized over space: a uniform one becomes the bias."""
+
+    def forward(self, node: gs.Node, facts: Facts) -> None:
+        """What is uniform has no spread, so it becomes the bias, and so does what has scale nought."""
+        scale, bias = facts.uniform(node.inputs[1], 0), facts.uniform(node.inputs[2], 0)
+        if scale is None or bias is None:
+            return
+        known = facts.uniform(node.inputs[0], 1)
+        flat = scale == 0 if known is None else (scale == 0) | ~np.isnan(known)
+        facts.learn(node.outputs[0], 1, np.where(flat, bias, np.nan))
+
+    def backward(self, node: gs.Node, facts: Facts) -> None:
+        """A channel is needed where the output's is."""
+        if facts.is_needed(node.outputs[0]):
+            masks = {axis: mask for axis, mask in facts.needed_axes(node.outputs[0]).items() if axis <= 1}
+            facts.need(node.inputs[0], masks)
+            for tensor in node.inputs[1:]:
+                facts.need(tensor, {0: masks[1]} if 1 in masks else {})
+
+    def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
+        """Scale and bias go with the channel; space is pinned."""
+        labels.carry(node, {0: 0, 1: 1})
+        for slot, role in ((1, "scales"), (2, "feeds")):
+            labels.unify(labels.axis(node, 0, 1), labels.axis(node, slot, 0, role), node)
+
+
+@register("LayerNormalization", "RMSNormalization")
+class LayerNormalization(Transfer):
+    """Normalization over the last axes, which cannot be cut: a removed element would change the mean."""
+
+    def forward(self, node: gs.Node, facts: Facts) -> None:
+        """An element of scale nought holds the bias."""
+        rank = facts.rank(node.inputs[0])
+        if rank is None or node.attrs.get("axis", -1) % rank != rank - 1:
+            return
+        scale = facts.uniform(node.inputs[1], -1)
+        present = len(node.inputs) > 2 and bool(node.inputs[2].name)
+        bias = facts.uniform(node.inputs[2], -1) if present else None if scale is None else np.zeros(len(scale))
+        if scale is not None and bias is not None and len(scale) == len(bias):
+            facts.learn(node.outputs[0], rank - 1, np.where(scale == 0, bias, np.nan))
+
+    def backward(self, node: gs.Node, facts: Facts) -> None:
+        """Everything along a normalized axis is needed; the other axes pass."""
+        rank = facts.rank(node.inputs[0])
+        if rank is None or any(facts.is_needed(out) for out in node.outputs[1:]):
+            super().backward(node, facts)
+        elif facts.is_needed(node.outputs[0]):
+            first = node.attrs.get("axis", -1) % rank
+            masks = facts.needed_axes(node.outputs[0])
+            facts.need(node.inputs[0], {axis: mask for axis, mask in masks.items() if axis < first})
+            for tensor in node.inputs[1:]:
+                facts.need(tensor)
+
+    def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
+        """Only the axes before the normalized ones can be cut."""
+        rank = facts.rank(node.inputs[0])
+        if rank is None or any(out.name for out in node.outputs[1:]):
+            super().couple(node, facts, labels)
+            return
+        labels.carry(node, {axis: axis for axis in range(node.attrs.get("axis", -1) % rank)})
+        for slot in range(1, len(node.inputs)):
+            labels.block_input(node, slot, f"scales the axis that {node.op} normalizes")
