@@ -4,6 +4,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from graphopt.model.weights import SparseValues
+
 _SCALARS = {"value_float": np.float32, "value_int": np.int64, "value_floats": np.float32, "value_ints": np.int64}
 
 
@@ -26,6 +28,8 @@ def constant_values(tensor: gs.Tensor) -> NDArray[np.generic] | None:
 def read_values(constant: gs.Constant) -> NDArray[np.generic] | None:
     """Return a constant's array, read-only, without caching it on the constant; None for strings and sparse values."""
     values = constant._values
+    if isinstance(values, SparseValues):
+        return None
     array = values if isinstance(values, np.ndarray) else values.load()
     if not isinstance(array, np.ndarray) or array.dtype.kind in "OSU":
         return None

@@ -9,9 +9,9 @@ import onnx_graphsurgeon as gs
 from numpy.typing import ArrayLike, NDArray
 
 from graphopt.graph.constants import constant_values
-from graphopt.graph.order import bodies, sort_nodes
 from graphopt.graph.shapes import refresh_shapes
 from graphopt.model import Model
+from graphopt.model.order import bodies, sort_nodes
 from graphopt.result import Skip
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator, Sequence
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.graph.order import bodies
 from graphopt.model import Model, to_proto
+from graphopt.model.order import bodies
 
 Shape = tuple[int | str | None, ...] | None
 
@@ -17,6 +17,10 @@ def infer_shapes(model: Model) -> dict[int, Shape]:
     What the model declares is where inference starts; where inference gives up, the declaration stands.
     """
     skeleton = to_proto(model, weights=False)
+    for info in (*skeleton.graph.input, *skeleton.graph.value_info, *skeleton.graph.output):
+        for dim in info.type.tensor_type.shape.dim:
+            if dim.dim_value < 0:  # some exporters mean "unknown" by it; inference takes it for a size
+                dim.ClearField("dim_value")
     try:
         inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
     except Exception:  # onnx raises several kinds on odd models; declared shapes remain
@@ -89,5 +93,6 @@ def _shape(info: onnx.ValueInfoProto) -> Shape:
     if not info.type.HasField("tensor_type") or not info.type.tensor_type.HasField("shape"):
         return None
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in info.type.tensor_type.shape.dim
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
+        for dim in info.type.tensor_type.shape.dim
     )

@@ -9,12 +9,15 @@ from typing import Any
 
 import onnx
 import onnx_graphsurgeon as gs
+from google.protobuf.message import DecodeError, EncodeError
 from onnx import TensorProto, helper
 
 from graphopt.errors import ModelError
 from graphopt.model.attributes import read_attribute
+from graphopt.model.check import check_dims, check_element_type, check_header, check_tensor, check_type
 from graphopt.model.ir import Constant, Graph, Info, Node, Variable, make_constant, make_node, make_variable
 from graphopt.model.model import Model
+from graphopt.model.order import sort_nodes
 from graphopt.model.weights import MappedValues, SparseValues, TensorValues
 from graphopt.model.wire import Span, WireError, marker_index, split, strip
 
@@ -36,12 +39,11 @@ def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> Model:
     """
     try:
         data = proto.SerializeToString()
-    except Exception as error:  # protobuf raises several kinds above 2 GB
+    except (EncodeError, ValueError) as error:
         raise ModelError(
             "the model is larger than protobuf can hold in memory (2 GB); load it from its file"
         ) from error
-    skeleton, spans = strip(data)
-    return read_model(skeleton, spans, _no_external, path)
+    return read_model(*strip(data), _no_external, path)
 
 
 def read_model(skeleton: bytes, spans: Sequence[Span], external: Resolve, path: Path | None) -> Model:
@@ -60,18 +62,32 @@ def read_model(skeleton: bytes, spans: Sequence[Span], external: Resolve, path: 
         rest, parts = split(skeleton, {_MODEL_GRAPH})
         header = onnx.ModelProto.FromString(rest)
         graph = onnx.GraphProto.FromString(parts.get(_MODEL_GRAPH, b""))
-    except (WireError, ValueError, onnx.onnx_cpp2py_export.checker.ValidationError) as error:
+    except (WireError, DecodeError) as error:
         raise ModelError(f"not an ONNX model: {error}") from error
+    check_header(header, _MODEL_GRAPH in parts)
     reader = _Reader(header, spans, external)
     with no_garbage_collection():
         functions = [reader.function(function) for function in header.functions]
         main = reader.graph(graph, ChainMap())
+    if len(reader.used) != len(spans):
+        raise ModelError("it holds tensor data in places where ONNX knows none")
     header.ClearField("functions")
     model = Model(main, header, path, functions=functions)
+    model.repairs = _repaired(model)
     for inner in model.graphs():
         given = {id(tensor) for tensor in inner.outputs}
         inner.unused = {id(t) for t in inner.initializers if not t.outputs and id(t) not in given}
     return model
+
+
+def _repaired(model: Model) -> tuple[str, ...]:
+    """Sort the nodes of every graph that is not in topological order, and tell of it.
+
+    Raises:
+        ModelError: A graph has a cycle.
+    """
+    unsorted = [graph.name or "the main graph" for graph in model.graphs() if sort_nodes(graph)]
+    return tuple(f"the nodes of {name} were not in topological order" for name in unsorted)
 
 
 class _Reader:
@@ -81,12 +97,12 @@ class _Reader:
         self._opsets = list(header.opset_import)
         self._spans = spans
         self._external = external
+        self.used: set[int] = set()
 
     def function(self, proto: onnx.FunctionProto) -> Graph:
         """Read the body of a local function."""
         scope: Scope = ChainMap({})
-        for name in proto.input:
-            scope[name] = make_variable(name)
+        self._inputs(proto.input, scope)
         rest, _ = split(proto.SerializeToString(), _FUNCTION_LISTS)
         nodes = self._nodes(proto.node, scope)
         value_infos = [_info(info, scope) for info in proto.value_info]
@@ -101,12 +117,12 @@ class _Reader:
         initializers = [self._initializer(tensor) for tensor in proto.initializer]
         initializers += [self._sparse(tensor) for tensor in proto.sparse_initializer]
         for constant in initializers:
+            if not constant.name:
+                raise ModelError("an initializer has no name")
             if constant.name in scope.maps[0]:
                 raise ModelError(f"two initializers are named {constant.name!r}")
             scope.maps[0][constant.name] = constant
-        for info in proto.input:
-            if not isinstance(scope.maps[0].setdefault(info.name, make_variable(info.name)), (Variable, Constant)):
-                raise ModelError(f"two inputs are named {info.name!r}")
+        self._inputs([info.name for info in proto.input], scope)
         nodes = self._nodes(proto.node, scope)
         input_infos, value_infos, output_infos = (
             [_info(info, scope) for info in infos] for infos in (proto.input, proto.value_info, proto.output)
@@ -118,6 +134,13 @@ class _Reader:
         graph.initializers = initializers
         graph.input_infos, graph.value_infos, graph.output_infos = input_infos, value_infos, output_infos
         return graph
+
+    def _inputs(self, names: Sequence[str], scope: Scope) -> None:
+        """Make a tensor for each input that is not an initializer too."""
+        if len(set(names)) != len(names) or "" in names:
+            raise ModelError(f"two inputs have the same name, or one has none: {list(names)}")
+        for name in names:
+            scope.maps[0].setdefault(name, make_variable(name))
 
     def _nodes(self, protos: Sequence[onnx.NodeProto], scope: Scope) -> list[Node]:
         """Read nodes; first every tensor that they produce, so that captures and unsorted nodes find theirs."""
@@ -158,15 +181,28 @@ class _Reader:
 
     def _initializer(self, proto: TensorProto) -> Constant:
         """Read a tensor; its values stay where they are."""
-        if proto.data_location == TensorProto.EXTERNAL:
-            return make_constant(proto.name, MappedValues(_described(proto), self._external(proto)))
         index = marker_index(proto.raw_data)
-        if index is None or index >= len(self._spans):
+        if proto.data_location == TensorProto.EXTERNAL:
+            check_element_type(proto.data_type, f"tensor {proto.name!r}")
+            check_dims(proto.dims, f"tensor {proto.name!r}")
+            span = self._external(proto)
+        elif index is None or index >= len(self._spans):
+            check_tensor(proto)
             return make_constant(proto.name, TensorValues(proto))
-        return make_constant(proto.name, MappedValues(_described(proto), self._spans[index]))
+        else:
+            self.used.add(index)
+            span = self._spans[index]
+        described = _described(proto)
+        check_tensor(described, span.length)
+        return make_constant(proto.name, MappedValues(described, span))
 
     def _sparse(self, proto: onnx.SparseTensorProto) -> Constant:
         """Read a sparse initializer, which goes by the name of its values."""
+        check_dims(proto.dims, f"sparse tensor {proto.values.name!r}")
+        for part in (proto.values, proto.indices):
+            if part.data_location == TensorProto.EXTERNAL:
+                raise ModelError(f"the sparse tensor {proto.values.name!r} is external data, which is not supported")
+            check_tensor(part)
         return make_constant(proto.values.name, SparseValues(proto))
 
 
@@ -183,6 +219,7 @@ def _described(proto: TensorProto) -> TensorProto:
 
 def _info(info: onnx.ValueInfoProto, scope: Scope) -> Info:
     """Match a declaration with its tensor, and tell a computed tensor what is declared of it."""
+    check_type(info.type, repr(info.name))
     tensor = scope.get(info.name)
     if tensor is scope.maps[0].get(info.name) and isinstance(tensor, Variable):
         kind = info.type.WhichOneof("value")
@@ -202,7 +239,7 @@ def _declared(kind: onnx.TypeProto.Tensor) -> tuple[Any, list[int | str | None] 
     if not kind.HasField("shape"):
         return dtype, None
     return dtype, [
-        dim.dim_value if dim.HasField("dim_value") else dim.dim_param if dim.HasField("dim_param") else None
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
         for dim in kind.shape.dim
     ]
 

@@ -11,6 +11,8 @@ from graphopt.model.importer import read_model
 from graphopt.model.model import Model
 from graphopt.model.wire import Buffer, WireError, strip
 
+_LFS_POINTER = b"version https://git-lfs"
+
 
 def load(path: str | PathLike[str]) -> Model:
     """Load a model file of any size; its weights, inline or external, are mapped read-only and not read yet.

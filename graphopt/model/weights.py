@@ -12,7 +12,7 @@ from onnx_graphsurgeon.ir import tensor as gs_tensor
 
 from graphopt.model.wire import Span
 
-_BITS: dict[int, int] = {
+SUB_BYTE_BITS: dict[int, int] = {
     TensorProto.INT4: 4,
     TensorProto.UINT4: 4,
     TensorProto.FLOAT4E2M1: 4,
@@ -52,11 +52,13 @@ class MappedValues(TensorValues):
     def load(self) -> NDArray[Any]:
         """Return the array; read-only, and for whole-byte types without reading it yet."""
         buffer, start, length = self.span
-        if self.tensor.data_type in _BITS:
+        if self.tensor.data_type in SUB_BYTE_BITS:
             described = TensorProto(data_type=self.tensor.data_type, dims=self.tensor.dims)
             described.raw_data = buffer[start : start + length]
             return numpy_helper.to_array(described)
         count = math.prod(self.shape)
+        if not count:
+            return np.zeros(self.shape, self.dtype)
         return np.frombuffer(buffer, self.dtype, count, start).reshape(self.shape)
 
     def chunks(self) -> Iterator[Raw]:
@@ -91,7 +93,7 @@ def byte_size(data_type: int, dims: Any) -> int:
     """Return the bytes that a tensor's raw data must have; 0 for strings, which have no raw form."""
     if data_type in (TensorProto.STRING, TensorProto.UNDEFINED):
         return 0
-    bits = _BITS.get(data_type) or helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8
+    bits = SUB_BYTE_BITS.get(data_type) or helper.tensor_dtype_to_np_dtype(data_type).itemsize * 8
     size: int = (math.prod(dims) * bits + 7) // 8
     return size
 
@@ -99,7 +101,7 @@ def byte_size(data_type: int, dims: Any) -> int:
 def describe(name: str, array: NDArray[Any]) -> tuple[TensorProto, Raw | None]:
     """Return a proto that describes ``array`` and its raw bytes; the bytes are None for strings, which it holds."""
     data_type = helper.np_dtype_to_tensor_dtype(array.dtype) if array.dtype.kind not in "US" else TensorProto.STRING
-    if data_type == TensorProto.STRING or data_type in _BITS:
+    if data_type == TensorProto.STRING or data_type in SUB_BYTE_BITS:
         proto = numpy_helper.from_array(
             np.asarray(array, dtype=object if data_type == TensorProto.STRING else None), name
         )

@@ -25,12 +25,11 @@ _MARKER_SIZE = len(_MAGIC) + 8
 _RAW_DATA = 9
 _TENSOR = "tensor"
 _NESTED: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
+    "model": {7: "graph", 25: "function"},
     "graph": {1: "node", 5: _TENSOR},
-    "function": {7: "node", 11: "attribute"},
+    "function": {7: "node"},
     "node": {5: "attribute"},
-    "attribute": {5: _TENSOR, 6: "graph", 10: _TENSOR, 11: "graph"},
+    "attribute": {5: _TENSOR, 6: "graph"},
     _TENSOR: {},
 }
 
