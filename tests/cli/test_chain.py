@@ -15,7 +15,7 @@ from graphopt.cli.chain import split_passes
 from graphopt.cli.optimize import optimize
 from graphopt.testing import model
 
-FOLD, PRUNE = "fold-batchnorm", "prune-channels"
+FOLD, PRUNE = "fold-constants", "prune-channels"
 
 
 @pytest.mark.parametrize(
@@ -26,8 +26,8 @@ FOLD, PRUNE = "fold-batchnorm", "prune-channels"
         pytest.param("--data d a b", "--data d a b", [], id="options before the files"),
         pytest.param(f"a b {FOLD}", "a b", [(FOLD, {})], id="one pass"),
         pytest.param(f"a b {FOLD} {PRUNE}", "a b", [(FOLD, {}), (PRUNE, {})], id="two passes"),
-        pytest.param(f"a b {FOLD} --max-gain 5 {PRUNE}", "a b", [(FOLD, {"max_gain": 5.0}), (PRUNE, {})], id="option"),
-        pytest.param(f"a b {FOLD} --max-gain=5", "a b", [(FOLD, {"max_gain": 5.0})], id="option with equals sign"),
+        pytest.param(f"a b {FOLD} --max-growth 5 {PRUNE}", "a b", [(FOLD, {"max_growth": 5}), (PRUNE, {})], id="option"),
+        pytest.param(f"a b {FOLD} --max-growth=5", "a b", [(FOLD, {"max_growth": 5})], id="option with equals sign"),
         pytest.param(f"a b {FOLD} --report r.json", "a b --report r.json", [(FOLD, {})], id="our option at the end"),
         pytest.param(f"a b --keep-going {FOLD}", "a b --keep-going", [(FOLD, {})], id="flag before the passes"),
         pytest.param(f"a b {FOLD} {FOLD}", "a b", [(FOLD, {}), (FOLD, {})], id="a pass twice"),
@@ -43,9 +43,9 @@ def test_split(line: str, own: str, passes: list[tuple[str, dict[str, Any]]]) ->
     [
         pytest.param("a b nonsense", OptionError, "unknown pass 'nonsense'", id="unknown pass"),
         pytest.param(f"a b {FOLD} --nonsense 3", click.UsageError, "--nonsense", id="unknown option"),
-        pytest.param(f"a b {FOLD} --max-gain x", click.UsageError, "'x'", id="not a number"),
-        pytest.param(f"a b {FOLD} --max-gain", click.UsageError, "--max-gain", id="no value"),
-        pytest.param(f"a b {FOLD} --max-gain -1", OptionError, "-1", id="out of range"),
+        pytest.param(f"a b {FOLD} --max-growth x", click.UsageError, "'x'", id="not a number"),
+        pytest.param(f"a b {FOLD} --max-growth", click.UsageError, "--max-growth", id="no value"),
+        pytest.param(f"a b {FOLD} --max-growth -1", OptionError, "-1", id="out of range"),
     ],
 )
 def test_refusals_name_the_culprit(line: str, error: type[Exception], culprit: str) -> None:
@@ -70,7 +70,7 @@ def test_passes_lists_and_explains(run: Any) -> None:
     assert FOLD in listed.stdout
     explained = run("passes", FOLD)
     assert explained.returncode == 0
-    assert "--max-gain" in explained.stdout
+    assert "--max-growth" in explained.stdout
     assert run("passes", "nonsense").returncode == 2
 
 
