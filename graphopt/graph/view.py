@@ -103,6 +103,10 @@ class GraphView:
             return tuple(tensor.shape)
         return self._shapes.get(id(tensor))
 
+    def forget_shapes(self) -> None:
+        """Infer shapes anew at the next question, after edits that changed them."""
+        self._shapes = None
+
     # -- refusals ------------------------------------------------------------------------------------------------------
 
     def require_permitted(self, site: str) -> None:
