@@ -14,8 +14,8 @@ MANY_PATTERNS = 16
 class Moments:
     """First and second moments of a layer's inputs A and of the outputs Y wanted of it, in float64.
 
-    They are added up batch by batch. A layer has G groups, each with K inputs and M outputs (a dense layer is one group). What is
-    kept is O(G K (K + M)), whatever the number of rows.
+    They are added up batch by batch. A layer has G groups, each with K inputs and M outputs; a dense layer is one
+    group. What is kept is O(G K (K + M)), whatever the number of rows.
     """
 
     def __init__(self, groups: int, inputs: int, outputs: int) -> None:
@@ -36,6 +36,19 @@ class Moments:
         self.yy += np.square(y).sum(axis=1)
         self.aa += a.transpose(0, 2, 1) @ a
         self.ay += a.transpose(0, 2, 1) @ y
+
+    def __add__(self, more: "Moments") -> "Moments":
+        """Return the moments of the rows of both."""
+        total = Moments(*self.ay.shape)
+        for name, value in vars(self).items():
+            setattr(total, name, value + getattr(more, name))
+        return total
+
+    def power(self) -> Array:
+        """Return the variance of each output wanted, [G, M]."""
+        mean = self.y / max(self.rows, 1)
+        spread: Array = np.maximum(self.yy / max(self.rows, 1) - mean * mean, 0.0)
+        return spread
 
     def centred(self) -> tuple[Array, Array]:
         """Return the covariances times rows: of the inputs [G, K, K], and of inputs with outputs [G, K, M]."""
@@ -72,7 +85,13 @@ def corrected_bias(moments: Moments, weight: ArrayLike) -> Array:
     return shift / max(moments.rows, 1)
 
 
-def ridge(moments: Moments, weight: ArrayLike, damping: float = 1e-3, free: NDArray[np.bool_] | None = None) -> Layer:
+def ridge(
+    moments: Moments,
+    weight: ArrayLike,
+    damping: float = 1e-3,
+    free: NDArray[np.bool_] | None = None,
+    intercept: bool = True,
+) -> Layer:
     """Return the layer that answers best, not straying further from ``weight`` than the data warrants.
 
     Minimizes, per group, ``|A w^T + b - Y|^2 + damping * tr(H) / K * |w - w0|^2`` with H the centred ``A^T A``.
@@ -82,9 +101,10 @@ def ridge(moments: Moments, weight: ArrayLike, damping: float = 1e-3, free: NDAr
         weight: w0, [G, M, K].
         damping: How strongly w is held to w0, relative to the mean variance of the inputs.
         free: Which elements of ``weight`` may change, [G, M, K]; all if None.
+        intercept: Whether the layer has a bias; without, it stays zero and nothing is centred.
     """
     start = np.asarray(weight, np.float64)
-    covariance, crossed = moments.centred()
+    covariance, crossed = moments.centred() if intercept else (moments.aa, moments.ay)
     size = covariance.shape[1]
     held = damping * np.trace(covariance, axis1=1, axis2=2) / size
     damped = covariance.copy()
@@ -95,7 +115,7 @@ def ridge(moments: Moments, weight: ArrayLike, damping: float = 1e-3, free: NDAr
     else:
         step = np.stack([_masked(damped[g], wanted[g], free[g]) for g in range(len(start))])
     solved = start + step
-    return Layer(solved, corrected_bias(moments, solved))
+    return Layer(solved, corrected_bias(moments, solved) if intercept else np.zeros(start.shape[:2]))
 
 
 def _masked(matrix: Array, wanted: Array, free: NDArray[np.bool_]) -> Array:

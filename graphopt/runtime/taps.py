@@ -1,0 +1,76 @@
+"""Runs a model up to chosen tensors of its main graph, and no further."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import onnx
+from numpy.typing import NDArray
+
+from graphopt.errors import ModelError
+from graphopt.model import Model, to_proto
+from graphopt.runtime.session import Session
+
+
+class Taps:
+    """Gives the values of inner tensors; nodes that do not lead to them are left out, so early taps are cheap."""
+
+    def __init__(self, model: Model, names: Iterable[str], threads: int = 0) -> None:
+        """Cut ``model`` at the tensors ``names``."""
+        self.names = list(dict.fromkeys(names))
+        proto = cut(to_proto(model), self.names)
+        self._inputs = {info.name for info in proto.graph.input}
+        self._given = [name for name in self.names if name in self._inputs]
+        self._session = Session(proto, threads=threads) if len(self._given) < len(self.names) else None
+
+    def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
+        """Run once; feeds that the cut model does not need are ignored."""
+        values: dict[str, Any] = {name: feeds[name] for name in self._given}
+        if self._session is not None:
+            values |= self._session.run({name: value for name, value in feeds.items() if name in self._inputs})
+        return values
+
+
+def cut(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+    """Return the model with ``names`` for outputs and only the nodes, initializers and inputs that they need.
+
+    Raises:
+        ModelError: The main graph has no such tensor.
+    """
+    graph = proto.graph
+    producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    known = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+    wanted = list(dict.fromkeys(names))
+    for name in wanted:
+        if name not in producer and name not in known:
+            raise ModelError(f"the model has no tensor {name!r}")
+    needed, read, waiting = set[int](), set[str](wanted), list(wanted)
+    while waiting:
+        index = producer.get(waiting.pop())
+        if index is None or index in needed:
+            continue
+        needed.add(index)
+        for name in reads(graph.node[index]):
+            if name and name not in read:
+                read.add(name)
+                waiting.append(name)
+    result = onnx.ModelProto()
+    result.CopyFrom(proto)
+    rest = result.graph
+    for field in ("node", "initializer", "output", "value_info", "input"):
+        rest.ClearField(field)
+    rest.node.extend(node for index, node in enumerate(graph.node) if index in needed)
+    rest.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
+    rest.input.extend(info for info in graph.input if info.name in read)
+    rest.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name in producer)
+    return result
+
+
+def reads(node: onnx.NodeProto) -> list[str]:
+    """Return the names a node reads, those that its subgraphs may take from outside included."""
+    names = list(node.input)
+    for attribute in node.attribute:
+        for body in [attribute.g, *attribute.graphs]:
+            names += [output.name for output in body.output]
+            for inner in body.node:
+                names += reads(inner)
+    return names
