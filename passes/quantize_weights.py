@@ -3,17 +3,19 @@
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from graphopt import GraphView, Lossy, Pass, PassResult, Rewritten, Skip, Skipped
 from graphopt.graph.dequantize import (
     FP16_SCALE_OPSET,
     PER_AXIS_OPSET,
+    PREFERRED_OPSET,
     is_dequantized,
     overhead,
     replace_with_dequantize,
 )
 from graphopt.graph.weights import Weight, find_weights, is_candidate, is_float, is_stored, require_weight
-from graphopt.numerics.quantization import TYPES, Affine, Grouping, quantize
+from graphopt.numerics.quantization import TYPES, Affine, Grouping, Quantized, noise_share, quantize
 
 _ALWAYS_WEIGHTED = ("Conv", "DeformConv", "ConvTranspose", "LSTM", "GRU", "RNN")
 
@@ -33,7 +35,8 @@ class QuantizeWeights(Pass):
 
     Refused: a weight that is computed, that the caller can override, that anything but a layer reads, that holds NaN or
     Inf, or that would not get smaller. Below opset 13 all channels of a weight have one scale; below opset 10 there is
-    no DequantizeLinear.
+    no DequantizeLinear. The pass asks for opset 19, the first whose DequantizeLinear has half-precision scales and runs
+    in ONNX's reference evaluator as well.
 
     Eight bits leave about 35 to 45 dB on a layer's weights and 30 dB and more on whole nets; an output below 20 dB (an
     error of a tenth of its size) means that a layer does not bear it.
@@ -44,8 +47,8 @@ class QuantizeWeights(Pass):
     compresses = True
 
     def required_opset(self, view: GraphView) -> int:
-        """Ask for scales per channel where there is a weight to quantize."""
-        return PER_AXIS_OPSET if any(is_candidate(view, weight) for weight in find_weights(view)) else 0
+        """Ask for the DequantizeLinear that every runtime has, where there is a weight to quantize."""
+        return PREFERRED_OPSET if any(is_candidate(view, weight) for weight in find_weights(view)) else 0
 
     def run(self, view: GraphView) -> PassResult:
         """Quantize weight by weight; a layer is rewritten if one of its weights is."""
@@ -58,7 +61,7 @@ class QuantizeWeights(Pass):
                 detail = self._quantize(view, weight)
             except Skip as reason:
                 for layer in users:
-                    layer.kept[str(reason)] = None
+                    layer.kept[view.vetoes.get(layer.site, str(reason))] = None
             else:
                 for layer in users:
                     layer.done[detail] = None
@@ -84,8 +87,7 @@ class QuantizeWeights(Pass):
         if not fitting:
             raise Skip(f"{weight.source.name!r} of {values.nbytes} bytes would not get smaller")
         per_channel = [group for group in fitting if group.axis is not None]
-        attempts = [quantize(values, affine, group) for group in per_channel or fitting]
-        best = max(attempts, key=lambda attempt: attempt.sqnr_db)
+        best = _best(values, weight, [quantize(values, affine, group) for group in per_channel or fitting])
         replace_with_dequantize(view, weight.source, weight.home, best, values.dtype)
         return f"{weight.source.name!r} to {kind.name} {best.grouping}, {best.sqnr_db:.1f} dB"
 
@@ -112,7 +114,19 @@ def _is_site(view: GraphView, weight: Weight) -> bool:
     return any(use.layer.op in _ALWAYS_WEIGHTED for use in weight.uses)
 
 
+def _best(values: NDArray[np.generic], weight: Weight, attempts: list[Quantized]) -> Quantized:
+    """Return the attempt whose worst use loses least, each use judged by its own channels."""
+    if len(attempts) == 1:
+        return attempts[0]
+    axes = {use.channel for use in weight.uses if use.channel is not None}
+    return min(attempts, key=lambda attempt: max(noise_share(values, attempt, axis) for axis in axes))
+
+
 def _groupings(weight: Weight, opset: int) -> list[Grouping]:
-    """Return the ways to group a weight's values: by each axis that a layer has its channels on, and all as one."""
+    """Return the ways to group a weight's values: by each axis that a layer has its channels on, and all as one.
+
+    OpenVINO 2026.4 reads scales along any axis but the first wrongly in front of a Gather, so there it is the first.
+    """
     axes = {use.channel: None for use in weight.uses if use.channel is not None} if opset >= PER_AXIS_OPSET else {}
-    return [*(Grouping(axis) for axis in axes), Grouping()]
+    rows_only = any(use.layer.op == "Gather" for use in weight.uses)
+    return [*(Grouping(axis) for axis in axes if axis == 0 or not rows_only), Grouping()]

@@ -4,6 +4,7 @@ A weight is a stored constant that layers read directly or through operators tha
 Slice, Concat and their kind), and that nothing else reads.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
@@ -11,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from graphopt.graph.dequantize import is_dequantized
 from graphopt.graph.shapes import Shape
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
@@ -44,7 +46,7 @@ class WeightUse:
 
 @dataclass
 class Weight:
-    """A tensor, the layers that use it as a weight, and the graph that stores it (or the main graph if it is computed)."""
+    """A tensor, the layers that use it as a weight, and the graph that stores it (the main graph if it is computed)."""
 
     source: gs.Tensor
     home: gs.Graph
@@ -121,6 +123,8 @@ def require_weight(view: GraphView, weight: Weight) -> NDArray[np.generic]:
     """
     name = weight.source.name
     values = view.array(weight.source)
+    if values is None and is_dequantized(view, weight.source):
+        raise Skip(f"{name!r} is quantized already")
     if values is None:
         kind = "can be overridden by the caller" if is_stored(view, weight.source) else "is computed"
         raise Skip(f"{name!r} {kind}")
@@ -278,13 +282,11 @@ def matching_axis(shape: Shape, other: Shape, axis: int) -> int | None:
 
     It is the one of equal size with equally many elements before it. An axis of size one has no index to hold.
     """
-    sizes, others = shape or (), other or ()
-    if not all(isinstance(size, int) for size in (*sizes, *others)) or axis >= len(sizes) or sizes[axis] == 1:
+    sizes = [size for size in shape or () if isinstance(size, int)]
+    others = [size for size in other or () if isinstance(size, int)]
+    known = len(sizes) == len(shape or ()) and len(others) == len(other or ())
+    if not known or axis >= len(sizes) or sizes[axis] == 1:
         return None
-    before = int(np.prod(sizes[:axis], dtype=np.int64))
-    total = 1
-    for index, size in enumerate(others):
-        if total == before and size == sizes[axis]:
-            return index
-        total *= int(size or 0)
-    return None
+    before = math.prod(sizes[:axis])
+    same = (i for i, size in enumerate(others) if size == sizes[axis] and math.prod(others[:i]) == before)
+    return next(same, None)

@@ -130,7 +130,7 @@ class Affine:
             ideal = (high - low) / top
         ideal = np.where(ideal == 0.0, 1.0, ideal)
         tiny = np.nextafter(self.scale_dtype.type(0), self.scale_dtype.type(1))
-        largest = float(ml_dtypes.finfo(self.scale_dtype).max)
+        largest = float(np.finfo(self.scale_dtype).max)
         scale = np.maximum(np.minimum(ideal, largest).astype(self.scale_dtype), tiny)
         if self.even:
             zero = np.full(scale.shape, float(self.middle))
@@ -236,6 +236,15 @@ def dequantize(quantized: Quantized) -> Floats:
     return quantized.affine.dequantize(
         quantized.levels, spread(quantized.scale, shape, grouping), spread(zero, shape, grouping)
     )
+
+
+def noise_share(values: Array, quantized: Quantized, axis: int) -> float:
+    """Return noise over signal for each slice of ``axis``, averaged; slices without signal count as met."""
+    wide = values.astype(np.float64)
+    others = tuple(other for other in range(values.ndim) if other != axis)
+    signal = np.square(wide).sum(axis=others)
+    noise = np.square(dequantize(quantized) - wide).sum(axis=others)
+    return float(np.mean(noise / np.where(signal == 0.0, 1.0, signal)))
 
 
 def spread(scale: Array, shape: tuple[int, ...], grouping: Grouping) -> Array:

@@ -1,0 +1,459 @@
+"""quantize-weights: what is written, bit by bit, against an independent computation; where it runs; what it refuses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import openvino
+import pytest
+from graphopt.passes.quantize_weights import QuantizeWeights
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from graphopt.graph import GraphView
+from graphopt.model import from_proto
+from graphopt.runtime.session import Session
+from graphopt.testing import assert_rewrites, assert_skips, random_feeds, run_alone
+from graphopt.testing import model as parse
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def model(text: str, opset: int = 19, ir_version: int = 9, **weights: NDArray[Any]) -> onnx.ModelProto:
+    return parse(text, opset, ir_version, **weights)
+
+
+def draw(*shape: int, seed: int = 0, dtype: Any = np.float32) -> NDArray[Any]:
+    """Normal values, with a different spread in every slice of every axis."""
+    rng = np.random.default_rng(seed)
+    values = rng.standard_normal(shape)
+    for axis, size in enumerate(shape):
+        values *= rng.uniform(0.3, 3.0, size).reshape([-1 if i == axis else 1 for i in range(len(shape))])
+    return values.astype(dtype)
+
+
+def is_grouped_transpose(proto: onnx.ModelProto) -> bool:
+    """ONNX's reference evaluator does not compute a ConvTranspose of several groups with several channels each."""
+    return any(node.op_type == "ConvTranspose" and "group" in str(node.attribute) for node in proto.graph.node)
+
+
+def run_everywhere(proto: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Arrays]:
+    """Run a model on every runtime that it is meant for; outputs by runtime and name."""
+    names = [output.name for output in proto.graph.output]
+    results = {
+        "ort": Session(proto).run(dict(feeds)),
+        "ort optimized": Session(proto, optimize=True).run(dict(feeds)),
+    }
+    if proto.opset_import[0].version >= 19 and not is_grouped_transpose(proto):
+        values = ReferenceEvaluator(proto).run(None, dict(feeds))
+        results["reference"] = dict(zip(names, values, strict=True))
+    if proto.functions:  # OpenVINO does not read local functions
+        return results
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    compiled = core.compile_model(core.read_model(proto.SerializeToString()), "CPU")
+    request = compiled.create_infer_request()
+    request.infer(dict(feeds))
+    results["openvino"] = {name: request.get_tensor(compiled.output(name)).data.copy() for name in names}
+    return results
+
+
+def assert_agree(proto: onnx.ModelProto, feeds: Mapping[str, NDArray[Any]], tolerance: float) -> None:
+    """Assert that all runtimes give the same outputs, to a share of each output's largest value.
+
+    With optimizations on, ONNX Runtime computes a matrix product with a two-dimensional int8 weight in int8.
+    """
+    results = run_everywhere(proto, feeds)
+    fused = any(op in str(proto) for op in ("MatMul", "Gemm"))
+    for runtime, outputs in results.items():
+        for name, expected in results["ort"].items():
+            share = 0.02 if runtime == "ort optimized" and fused else tolerance
+            bound = share * float(np.abs(expected.astype(np.float64)).max())
+            np.testing.assert_allclose(outputs[name], expected, rtol=0, atol=bound, err_msg=f"{runtime} {name}")
+
+
+def initializers(proto: onnx.ModelProto) -> Arrays:
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+
+
+def expected_int8(weight: NDArray[Any], axis: int | None) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """The definition, channel by channel."""
+    channels = [weight] if axis is None else [weight.take(i, axis) for i in range(weight.shape[axis])]
+    levels, scales = [], []
+    for channel in channels:
+        wide = channel.astype(np.float64)
+        scale = np.float32(np.abs(wide).max() / 127)
+        scales.append(scale)
+        levels.append(np.array([min(127, max(-127, round(v / float(scale)))) for v in wide.flat]).reshape(wide.shape))
+    if axis is None:
+        return levels[0].astype(np.int8), np.array(scales[0])
+    return np.stack(levels, axis).astype(np.int8), np.array(scales)
+
+
+LAYERS = {
+    "conv": ("g (float[2,6,9,9] x) => (float[2,8,7,7] y) { y = Conv(x, w) }", (8, 6, 3, 3), 0),
+    "conv 1-D with bias": ("g (float[1,6,9] x, float[8] b) => (float[1,8,7] y) { y = Conv(x, w, b) }", (8, 6, 3), 0),
+    "conv 3-D": ("g (float[1,4,5,5,5] x) => (float[1,8,3,3,3] y) { y = Conv(x, w) }", (8, 4, 3, 3, 3), 0),
+    "grouped conv": ("g (float[1,8,7,7] x) => (float[1,16,5,5] y) { y = Conv<group=2>(x, w) }", (16, 4, 3, 3), 0),
+    "depthwise conv": ("g (float[1,32,7,7] x) => (float[1,32,5,5] y) { y = Conv<group=32>(x, w) }", (32, 1, 3, 3), 0),
+    "conv transpose": ("g (float[1,8,5,5] x) => (float[1,6,7,7] y) { y = ConvTranspose(x, w) }", (8, 6, 3, 3), 1),
+    "grouped conv transpose": (
+        "g (float[1,8,5,5] x) => (float[1,12,7,7] y) { y = ConvTranspose<group=2>(x, w) }",
+        (8, 6, 3, 3),
+        0,
+    ),
+    "depthwise conv transpose": (
+        "g (float[1,32,5,5] x) => (float[1,32,7,7] y) { y = ConvTranspose<group=32>(x, w) }",
+        (32, 1, 3, 3),
+        0,
+    ),
+    "gemm": ("g (float[3,16] x) => (float[3,24] y) { y = Gemm(x, w) }", (16, 24), 1),
+    "gemm transB": ("g (float[3,16] x) => (float[3,24] y) { y = Gemm<transB=1>(x, w) }", (24, 16), 0),
+    "gemm weight on the left": ("g (float[16,3] x) => (float[24,3] y) { y = Gemm(w, x) }", (24, 16), 0),
+    "gemm weight on the left, transA": (
+        "g (float[16,3] x) => (float[24,3] y) { y = Gemm<transA=1>(w, x) }",
+        (16, 24),
+        1,
+    ),
+    "matmul": ("g (float[2,3,16] x) => (float[2,3,24] y) { y = MatMul(x, w) }", (16, 24), 1),
+    "matmul 3-D weight": ("g (float[4,3,16] x) => (float[4,3,24] y) { y = MatMul(x, w) }", (4, 16, 24), 2),
+    "matmul weight on the left": ("g (float[2,16,3] x) => (float[2,24,3] y) { y = MatMul(w, x) }", (24, 16), 0),
+    "matmul vector weight": ("g (float[2,300] x) => (float[2] y) { y = MatMul(x, w) }", (300,), None),
+    "gather": ("g (int64[2,3] x) => (float[2,3,32] y) { y = Gather(w, x) }", (24, 32), 0),
+    "gather axis 1": ("g (int64[3] x) => (float[24,3] y) { y = Gather<axis=1>(w, x) }", (24, 32), None),
+    "einsum": ('g (float[2,3,16] x) => (float[2,3,24] y) { y = Einsum<equation="bld,dh->blh">(x, w) }', (16, 24), 1),
+    "einsum weight first": (
+        'g (float[2,3,16] x) => (float[2,3,24] y) { y = Einsum<equation="hd, bld -> blh">(w, x) }',
+        (24, 16),
+        0,
+    ),
+    "behind transpose": (
+        "g (float[2,16] x) => (float[2,24] y) { t = Transpose<perm=[1,0]>(w) y = MatMul(x, t) }",
+        (24, 16),
+        0,
+    ),
+    "behind transpose without perm": (
+        "g (float[2,16] x) => (float[2,24] y) { t = Transpose(w) y = MatMul(x, t) }",
+        (24, 16),
+        0,
+    ),
+    "behind reshape": (
+        "g (float[2,6,9,9] x) => (float[2,8,7,7] y) "
+        "{ s = Constant<value_ints=[8,6,3,3]>() r = Reshape(w, s) y = Conv(x, r) }",
+        (8, 54),
+        0,
+    ),
+    "behind identity twice": (
+        "g (float[2,16] x) => (float[2,24] y) { i = Identity(w) j = Identity(i) y = MatMul(x, j) }",
+        (16, 24),
+        1,
+    ),
+    "behind slice": (
+        "g (float[2,16] x) => (float[2,12] y) { s = Constant<value_ints=[12]>() e = Constant<value_ints=[24]>() "
+        "a = Constant<value_ints=[1]>() p = Slice(w, s, e, a) y = MatMul(x, p) }",
+        (16, 24),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_writes_the_definition(case: str) -> None:
+    text, shape, axis = LAYERS[case]
+    weight = draw(*shape)
+    before = model(text, w=weight)
+    ops = {node.op_type: 1 for node in before.graph.node if node.op_type != "Constant"}
+    ops |= {"Identity": 2} if "twice" in case else {}
+    after = assert_rewrites(QuantizeWeights(), before, ops={**ops, "DequantizeLinear": 1}, rewritten=1)
+    levels, scales = expected_int8(weight, axis)
+    stored = initializers(after)
+    assert "w" not in stored
+    assert stored["w_q"].dtype == np.int8
+    np.testing.assert_array_equal(stored["w_q"], levels)
+    np.testing.assert_array_equal(stored["w_s"], scales)
+    assert stored["w_s"].dtype == np.float32
+    node = next(node for node in after.graph.node if node.op_type == "DequantizeLinear")
+    assert [(a.name, a.i) for a in node.attribute] == ([] if axis is None else [("axis", axis)])
+    assert {node.domain for node in after.graph.node} == {""}
+    assert after.ByteSize() < before.ByteSize()
+    assert_agree(after, random_feeds(before, 1), 1e-5)
+
+
+RECURRENT = {
+    "lstm": ("LSTM", 4, "y, h, c"),
+    "gru": ("GRU", 3, "y, h"),
+    "rnn": ("RNN", 1, "y, h"),
+}
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_recurrent_layers_have_two_weights(kind: str) -> None:
+    op, gates, outputs = RECURRENT[kind]
+    text = f"""g (float[5,2,24] x) => (float[5,2,2,16] y) {{
+        {outputs} = {op}<hidden_size=16, direction="bidirectional">(x, w, r) }}"""
+    w, r = draw(2, gates * 16, 24) * 0.2, draw(2, gates * 16, 16, seed=1) * 0.2
+    before = model(text, w=w, r=r)
+    after = assert_rewrites(QuantizeWeights(), before, ops={op: 1, "DequantizeLinear": 2}, rewritten=1)
+    for name, weight in (("w", w), ("r", r)):
+        levels, scales = expected_int8(weight, 1)
+        np.testing.assert_array_equal(initializers(after)[f"{name}_q"], levels)
+        np.testing.assert_array_equal(initializers(after)[f"{name}_s"], scales)
+    assert_agree(after, random_feeds(before, 1), 1e-5)
+
+
+def test_tied_weights_stay_tied() -> None:
+    text = """g (int64[2,3] i) => (float[2,3,24] y) {
+        e = Gather(w, i)
+        t = Transpose<perm=[1,0]>(w)
+        y = MatMul(e, t) }"""
+    weight = draw(24, 32)
+    after = assert_rewrites(
+        QuantizeWeights(), model(text, w=weight), ops={"Gather": 1, "Transpose": 1, "MatMul": 1, "DequantizeLinear": 1}
+    )
+    np.testing.assert_array_equal(initializers(after)["w_s"], expected_int8(weight, 0)[1])
+    assert_agree(after, {"i": np.array([[0, 5, 23], [1, 2, 3]])}, 1e-5)
+
+
+def test_tied_weights_of_different_axes_take_the_better_one() -> None:
+    text = """g (float[2,24] x) => (float[2,24] y, float[2,24] z) {
+        y = MatMul(x, w)
+        z = Gemm<transB=1>(x, w) }"""
+    weight = draw(24, 24)
+    weight[:, 3] *= 1000.0
+    after = assert_rewrites(
+        QuantizeWeights(), model(text, w=weight), ops={"MatMul": 1, "Gemm": 1, "DequantizeLinear": 1}, rewritten=2
+    )
+    np.testing.assert_array_equal(initializers(after)["w_s"], expected_int8(weight, 1)[1])
+
+
+def test_shape_of_a_weight_may_be_asked() -> None:
+    text = "g (float[2,24] x) => (float[2,24] y, int64[2] s) { y = MatMul(x, w) s = Shape(w) }"
+    before = model(text, w=draw(24, 24))
+    after = assert_rewrites(QuantizeWeights(), before, ops={"MatMul": 1, "Shape": 1, "DequantizeLinear": 1})
+    assert_agree(after, random_feeds(before, 1), 1e-5)
+
+
+def test_weight_put_together_from_several() -> None:
+    text = """g (float[2,32] x) => (float[2,24] y) {
+        w = Concat<axis=0>(w1, w2)
+        t = Transpose(w)
+        y = MatMul(x, t) }"""
+    w1, w2 = draw(12, 32), draw(12, 32, seed=1)
+    after = assert_rewrites(
+        QuantizeWeights(),
+        model(text, w1=w1, w2=w2),
+        ops={"Concat": 1, "Transpose": 1, "MatMul": 1, "DequantizeLinear": 2},
+        rewritten=1,
+    )
+    np.testing.assert_array_equal(initializers(after)["w1_s"], expected_int8(w1, 0)[1])
+    np.testing.assert_array_equal(initializers(after)["w2_s"], expected_int8(w2, 0)[1])
+
+
+def test_weight_in_a_constant_node() -> None:
+    before = model("g (float[2,24] x) => (float[2,24] y) { y = MatMul(x, w) }", w=draw(24, 24))
+    constant = onnx.helper.make_node("Constant", [], ["w"], value=before.graph.initializer.pop())
+    before.graph.node.insert(0, constant)
+    after = assert_rewrites(QuantizeWeights(), before, ops={"MatMul": 1, "DequantizeLinear": 1})
+    assert not [node for node in after.graph.node if node.op_type == "Constant"]
+    assert after.ByteSize() < before.ByteSize()
+    assert_agree(after, random_feeds(before, 1), 1e-5)
+
+
+SUBGRAPHS = {
+    "weight of the main graph": ("", "w"),
+    "weight of the branch": ("float[24,24] w = {" + ",".join(f"{v:.4f}" for v in draw(24, 24).flat) + "}", ""),
+}
+
+
+@pytest.mark.parametrize("case", SUBGRAPHS)
+def test_layers_in_subgraphs(case: str) -> None:
+    inner, outer = SUBGRAPHS[case]
+    text = f"""g (float[2,24] x, bool c) => (float[2,24] y) {{
+        y = If(c) <then_branch = t () => (float[2,24] a) {"<" + inner + ">" if inner else ""} {{ a = MatMul(x, w) }},
+                   else_branch = e () => (float[2,24] b) {{ b = Relu(x) }}> }}"""
+    before = model(text, **({"w": draw(24, 24)} if outer else {}))
+    after, result = run_alone(QuantizeWeights(), before)
+    assert [done.site for done in result.rewritten] == ["a"]
+    assert after.ByteSize() < before.ByteSize()
+    for condition in (True, False):
+        feeds = {"x": draw(2, 24, seed=3), "c": np.array(condition)}
+        assert_agree(after, feeds, 1e-5)
+        expected, got = Session(before).run(feeds)["y"], Session(after).run(feeds)["y"]
+        np.testing.assert_allclose(got, expected, rtol=0, atol=0.02 * np.abs(expected).max())
+
+
+def test_layer_in_a_local_function() -> None:
+    values = ",".join(f"{v:.4f}" for v in draw(24, 24).flat)
+    text = f"""g (float[2,24] x) => (float[2,24] y) {{ y = local.dense(x) }}
+        <domain: "local", opset_import: ["" : 19]> dense (x) => (y) {{
+            w = Constant<value = float[24,24] {{{values}}}>()
+            y = MatMul(x, w) }}"""
+    before = model(text)
+    after, result = run_alone(QuantizeWeights(), before)
+    assert len(result.rewritten) == 1
+    assert after.ByteSize() < before.ByteSize()
+    feeds = {"x": draw(2, 24, seed=3)}
+    assert_agree(after, feeds, 1e-5)
+    expected, got = Session(before).run(feeds)["y"], Session(after).run(feeds)["y"]
+    np.testing.assert_allclose(got, expected, rtol=0, atol=0.02 * np.abs(expected).max())
+
+
+@pytest.mark.parametrize("opset", [13, 17, 21, 25])
+def test_other_opsets(opset: int) -> None:
+    weight = draw(8, 6, 3, 3)
+    text = "g (float[2,6,9,9] x) => (float[2,8,7,7] y) { y = Conv(x, w) }"
+    before = model(text, opset=opset, ir_version={13: 7, 17: 8, 21: 10, 25: 13}[opset], w=weight)
+    after = assert_rewrites(QuantizeWeights(), before, ops={"Conv": 1, "DequantizeLinear": 1})
+    np.testing.assert_array_equal(initializers(after)["w_s"], expected_int8(weight, 0)[1])
+    results = Session(after).run(random_feeds(before, 1))
+    assert results["y"].shape == (2, 8, 7, 7)
+
+
+@pytest.mark.parametrize("opset", [10, 11, 12])
+def test_one_scale_below_opset_13(opset: int) -> None:
+    weight = draw(8, 6, 3, 3)
+    before = model("g (float[2,6,9,9] x) => (float[2,8,7,7] y) { y = Conv(x, w) }", opset=opset, ir_version=5, w=weight)
+    after = assert_rewrites(QuantizeWeights(), before, ops={"Conv": 1, "DequantizeLinear": 1})
+    np.testing.assert_array_equal(initializers(after)["w_q"], expected_int8(weight, None)[0])
+    assert_agree(after, random_feeds(before, 1), 1e-5)
+
+
+@pytest.mark.parametrize(("opset", "ops"), [(17, {"Cast": 1}), (19, {})])
+def test_half_precision(opset: int, ops: dict[str, int]) -> None:
+    weight = draw(24, 24, dtype=np.float16)
+    text = "g (float16[2,24] x) => (float16[2,24] y) { y = MatMul(x, w) }"
+    before = model(text, opset=opset, ir_version=9, w=weight)
+    after = assert_rewrites(QuantizeWeights(), before, ops={"MatMul": 1, "DequantizeLinear": 1, **ops})
+    assert initializers(after)["w_s"].dtype == (np.float32 if ops else np.float16)
+    assert_agree(after, random_feeds(before, 1), 3e-3)
+
+
+def test_asks_for_the_opset_that_runs_everywhere() -> None:
+    text = "g (float[2,24] x) => (float[2,24] y) { y = MatMul(x, w) }"
+    assert QuantizeWeights().required_opset(GraphView(from_proto(model(text, opset=11, w=draw(24, 24))))) == 19
+    nothing = model("g (float[2,24] x) => (float[2,24] y) { y = Relu(x) }", opset=11)
+    assert QuantizeWeights().required_opset(GraphView(from_proto(nothing))) == 0
+
+
+EDGES = {
+    "a channel of zeros": lambda w: np.multiply(w, np.arange(24) != 3, out=w),
+    "all zeros": lambda w: w.fill(0),
+    "subnormal channel": lambda w: np.multiply(w, np.where(np.arange(24) == 3, 1e-41, 1.0), out=w),
+    "largest floats": lambda w: np.copyto(w[:, 3], np.float32(3.4028235e38)),
+    "huge range in a channel": lambda w: np.copyto(w[5, 3:4], np.float32(1e30)),
+}
+
+
+@pytest.mark.parametrize("case", EDGES)
+def test_extreme_values(case: str) -> None:
+    weight = draw(24, 24)
+    EDGES[case](weight)
+    before = model("g (float[2,24] x) => (float[2,24] y) { y = MatMul(x, w) }", w=weight)
+    after, result = run_alone(QuantizeWeights(), before)
+    assert len(result.rewritten) == 1
+    stored = initializers(after)
+    levels, scales = stored["w_q"].astype(np.float64), stored["w_s"].astype(np.float64)
+    assert (scales > 0).all()
+    with np.errstate(over="raise"):
+        real = stored["w_q"].astype(np.float32) * stored["w_s"]
+    assert np.isfinite(real).all()
+    assert (np.abs(levels * scales - weight) <= 0.5000001 * scales).all()
+
+
+def quantized_matmul(**changes: Any) -> onnx.ModelProto:
+    text = "g (float[2,24] x) => (float[2,24] y) { y = MatMul(x, w) }"
+    return model(**{"text": text, "w": draw(24, 24), **changes})
+
+
+def poisoned(value: float) -> NDArray[np.float32]:
+    weight = draw(24, 24)
+    weight[3, 4] = value
+    return weight
+
+
+def overridable() -> onnx.ModelProto:
+    proto = quantized_matmul()
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, [24, 24]))
+    return proto
+
+
+REFUSALS = {
+    "nan": (quantized_matmul(w=poisoned(np.nan)), "'w' holds NaN or Inf"),
+    "inf": (quantized_matmul(w=poisoned(-np.inf)), "'w' holds NaN or Inf"),
+    "overridable": (overridable(), "'w' can be overridden by the caller"),
+    "also added": (
+        quantized_matmul(text="g (float[24,24] x) => (float[24,24] y) { z = MatMul(x, w) y = Add(z, w) }"),
+        "'w' is also read by Add 'y'",
+    ),
+    "behind a transpose that is also added": (
+        quantized_matmul(
+            text="g (float[24,24] x) => (float[24,24] y) { t = Transpose(w) z = MatMul(x, t) y = Add(z, t) }"
+        ),
+        "'t' is also read by Add 'y'",
+    ),
+    "graph output": (
+        quantized_matmul(
+            text="g (float[2,24] x) => (float[2,24] y, float[24,24] t) { t = Transpose(w) y = MatMul(x, t) }"
+        ),
+        "'t' is a graph output",
+    ),
+    "too small": (
+        quantized_matmul(text="g (float[2,2] x) => (float[2,2] y) { y = MatMul(x, w) }", w=draw(2, 2)),
+        "'w' of 16 bytes would not get smaller",
+    ),
+    "empty": (
+        quantized_matmul(text="g (float[2,0] x) => (float[2,24] y) { y = MatMul(x, w) }", w=draw(0, 24)),
+        "'w' is empty",
+    ),
+    "computed": (
+        model("g (float[1,6,9,9] x, float[8,6,3,3] w) => (float[1,8,7,7] y) { v = Relu(w) y = Conv(x, v) }"),
+        "'v' is computed",
+    ),
+    "opset 9": (quantized_matmul(opset=9, ir_version=4), "opset 9 has no DequantizeLinear"),
+    "argument of a function": (
+        quantized_matmul(
+            text="""g (float[2,24] x) => (float[2,24] y) { z = MatMul(x, w) y = local.add(z, w) }
+            <domain: "local", opset_import: ["" : 19]> add (a, b) => (c) {
+                s = ReduceSum<keepdims=0>(b)
+                c = Add(a, s) }"""
+        ),
+        "'w' is also read by add 'y'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refuses(case: str) -> None:
+    proto, reason = REFUSALS[case]
+    assert_skips(QuantizeWeights(), proto, reason)
+
+
+def test_refuses_what_is_quantized_already() -> None:
+    after, _ = run_alone(QuantizeWeights(), quantized_matmul())
+    assert_skips(QuantizeWeights(), after, "'w' is quantized already")
+
+
+def test_a_veto_holds_for_all_who_share_the_weight() -> None:
+    text = """g (float[2,24] x) => (float[2,24] y, float[2,24] z, float[2,24] v) {
+        y = MatMul(x, w)
+        z = Gemm<transB=1>(x, w)
+        v = MatMul(x, u) }"""
+    subject = from_proto(model(text, w=draw(24, 24), u=draw(24, 24, seed=1)))
+    result = QuantizeWeights().apply(GraphView(subject, vetoes={"y": "it breaks the model"}))
+    assert [done.site for done in result.rewritten] == ["v"]
+    reasons = {skipped.site: skipped.reason for skipped in result.skipped}
+    assert reasons == {"y": "it breaks the model", "z": "'w' is shared with 'y': it breaks the model"}
+
+
+def test_what_is_not_a_weight_is_no_site() -> None:
+    text = """g (float[2,3,16] x, int64[2] i) => (float[2,4,4] y, int64[2] p) {
+        c = Concat<axis=1>(x, token)
+        t = Transpose<perm=[0,2,1]>(c)
+        y = MatMul(c, t)
+        p = Gather(table, i) }"""
+    proto = model(text, token=draw(2, 1, 16), table=np.arange(300).reshape(300))
+    after, result = run_alone(QuantizeWeights(), proto)
+    assert result.rewritten == ()
+    assert result.skipped == ()
+    assert after.SerializeToString() == proto.SerializeToString()
