@@ -48,8 +48,11 @@ def infer_outputs(node: gs.Node, facts: "Facts") -> list[Shape]:
         found = onnx.shape_inference.infer_node_outputs(
             schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", facts.view.opset)]
         )
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
         return []
+    for out in node.outputs:
+        if out.name in found and found[out.name].HasField("tensor_type"):
+            facts.memory[id(out), "element type"] = found[out.name].tensor_type.elem_type
     return [_shape(found.get(out.name)) for out in node.outputs]
 
 
@@ -59,6 +62,8 @@ def _element_type(tensor: gs.Tensor, facts: "Facts") -> int:
         return tensor.dtype
     if tensor.dtype is not None:
         return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+    if known := facts.memory.get((id(tensor), "element type")):
+        return int(known)
     values = facts.values(tensor)
     return onnx.TensorProto.FLOAT if values is None else int(onnx.helper.np_dtype_to_tensor_dtype(values.array.dtype))
 
