@@ -43,12 +43,14 @@ def assign(view: GraphView, node: gs.Node, values: Mapping[int, Array], like: in
 
 
 def remove(view: GraphView, node: gs.Node, operand: gs.Tensor) -> Change:
-    """Agree on removing a node whose map goes elsewhere; what read its output then reads ``operand``."""
+    """Agree on removing a node whose map goes elsewhere; what read its output then reads ``operand``'s slot."""
+    swapped = node.inputs[0] is not operand
 
     def make() -> None:
-        if node.inputs[0] is not operand:
-            view.edit.set_input(node, 1, node.inputs[0])
-            view.edit.set_input(node, 0, operand)
+        if swapped:
+            first, second = node.inputs
+            view.edit.set_input(node, 0, second)
+            view.edit.set_input(node, 1, first)
         view.edit.bypass(node)
 
     return Change(make, -1)
