@@ -1,0 +1,353 @@
+"""How a node of one opset says the same in the next: one small function per change of an operator.
+
+ONNX's changelog (docs/Changelog.md) is the source. Operators that are not in the table have only gained types,
+optional inputs, or attributes whose default is what they did before.
+"""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx import helper
+
+from graphopt.errors import ModelError
+from graphopt.model.exporter import to_proto
+from graphopt.model.ir import RawAttribute, make_node, make_variable
+from graphopt.model.model import Model
+
+
+class Around(NamedTuple):
+    """The nodes that an adapted node needs before and after it."""
+
+    before: list[gs.Node]
+    after: list[gs.Node]
+
+
+ALONE = Around([], [])
+
+
+class Raise:
+    """What adapters need to know of the model, inferred when first asked for, and how they make constants."""
+
+    def __init__(self, original: Model) -> None:
+        """Answer for ``original``, which stays as it is while a copy of it is raised."""
+        self._original = original
+        self._names: set[str] | None = None
+        self._types: dict[str, onnx.TypeProto.Tensor | None] | None = None
+        self._given = {tensor.name for graph in original.graphs() for tensor in graph.outputs}
+        self._overridable = {tensor.name for tensor in original.overridable()}
+        self.in_function = False
+
+    def fresh(self, stem: str) -> str:
+        """Return a tensor name that is not in use."""
+        if self._names is None:
+            self._names = self._original.names()
+        name, count = stem, 0
+        while name in self._names:
+            count += 1
+            name = f"{stem}_{count}"
+        self._names.add(name)
+        return name
+
+    def constant(self, node: gs.Node, what: str, values: NDArray[Any]) -> gs.Constant:
+        """Return a new constant for ``node``."""
+        return gs.Constant(self.fresh(f"{node.outputs[0].name}_{what}"), values)
+
+    def integers(self, node: gs.Node, what: str, values: Any) -> gs.Constant:
+        """Return a new int64 constant for ``node``."""
+        return self.constant(node, what, np.asarray(values, dtype=np.int64))
+
+    def is_used(self, tensor: gs.Tensor) -> bool:
+        """Whether anything reads a tensor or gives it out."""
+        return bool(tensor.name) and (bool(tensor.outputs) or tensor.name in self._given)
+
+    def values(self, tensor: gs.Tensor) -> NDArray[Any] | None:
+        """Return the values of an initializer or of a Constant node, None if they can differ from run to run."""
+        if len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant":
+            tensor = tensor.inputs[0].attrs.get("value")
+        if not isinstance(tensor, gs.Constant) or tensor.name in self._overridable:
+            return None
+        values: NDArray[Any] = tensor._values if isinstance(tensor._values, np.ndarray) else tensor._values.load()
+        return values
+
+    def rank(self, tensor: gs.Tensor) -> int | None:
+        """Return the rank of a tensor, None if it is unknown."""
+        if isinstance(tensor, gs.Constant):
+            return len(tensor.shape)
+        kind = self._type(tensor)
+        return len(kind.shape.dim) if kind is not None and kind.HasField("shape") else None
+
+    def dtype(self, tensor: gs.Tensor) -> "np.dtype[Any]":
+        """Return the element type of a tensor.
+
+        Raises:
+            ModelError: It is unknown.
+        """
+        if isinstance(tensor, gs.Constant):
+            return np.dtype(tensor.dtype)
+        kind = self._type(tensor)
+        if kind is None or not kind.elem_type:
+            raise ModelError(f"the element type of {tensor.name!r} is unknown")
+        return np.dtype(helper.tensor_dtype_to_np_dtype(kind.elem_type))
+
+    def _type(self, tensor: gs.Tensor) -> onnx.TypeProto.Tensor | None:
+        """Return the inferred type of a tensor; within a function, whose types depend on the call, there is none."""
+        if self._types is None:
+            self._types = _inferred_types(self._original)
+        return None if self.in_function else self._types.get(tensor.name)
+
+
+def _inferred_types(model: Model) -> dict[str, onnx.TypeProto.Tensor | None]:
+    """Return the type of every tensor that inference can name; None where branches use one name for several."""
+    skeleton = to_proto(model, weights=False)
+    with contextlib.suppress(Exception):  # onnx raises several kinds on odd models; declared types remain
+        skeleton = onnx.shape_inference.infer_shapes(skeleton)
+    types: dict[str, onnx.TypeProto.Tensor | None] = {}
+    waiting = [skeleton.graph]
+    while waiting:
+        graph = waiting.pop()
+        for info in {info.name: info for info in (*graph.input, *graph.output, *graph.value_info)}.values():
+            if info.type.HasField("tensor_type"):
+                known = types.setdefault(info.name, info.type.tensor_type)
+                types[info.name] = known if known == info.type.tensor_type else None
+        waiting += [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
+    return types
+
+
+Adapter = Callable[[Raise, gs.Node], Around]
+
+
+def _take(node: gs.Node, name: str, default: Any = None) -> Any:
+    """Remove an attribute and return its value.
+
+    Raises:
+        ModelError: It is not a plain value, but refers to an attribute of the local function.
+    """
+    value = _peek(node, name, default)
+    node.attrs.pop(name, None)
+    return value
+
+
+def _peek(node: gs.Node, name: str, default: Any = None) -> Any:
+    """Return the value of an attribute, which must be plain."""
+    value = node.attrs.get(name, default)
+    if isinstance(value, (gs.Node.AttributeRef, RawAttribute)):
+        raise ModelError(f"its attribute {name!r} is not a plain value")
+    return value
+
+
+def _append(node: gs.Node, place: int, *tensors: gs.Tensor | None) -> None:
+    """Add inputs from slot ``place`` on, None for absent ones; absent ones at the end are left away."""
+    added = list(tensors)
+    while added and added[-1] is None:
+        added.pop()
+    while added and len(node.inputs) < place:
+        node.inputs.append(make_variable(""))
+    node.inputs.extend([make_variable("") if tensor is None else tensor for tensor in added])
+
+
+def _rewire(node: gs.Node, inputs: list[gs.Tensor], outputs: list[gs.Tensor]) -> None:
+    """Give a node other inputs and outputs, told apart by identity."""
+    for side, old, new in (("outputs", node.inputs, inputs), ("inputs", node.outputs, outputs)):
+        for tensor in old:
+            links = getattr(tensor, side)
+            list.__setitem__(links, slice(None), [other for other in links if other is not node])
+        for tensor in new:
+            list.append(getattr(tensor, side), node)
+        list.__setitem__(old, slice(None), new)
+
+
+def _batch_normalization_9(context: Raise, node: gs.Node) -> Around:
+    if not _take(node, "spatial", 1):
+        raise ModelError("statistics per element (spatial=0) are no longer part of ONNX")
+    return ALONE
+
+
+def _batch_normalization_14(context: Raise, node: gs.Node) -> Around:
+    if any(context.is_used(tensor) for tensor in node.outputs[1:]):
+        raise ModelError("it trains: its statistics are given out")
+    _rewire(node, list(node.inputs), list(node.outputs[:1]))
+    return ALONE
+
+
+def _upsample_9(context: Raise, node: gs.Node) -> Around:
+    scales = _take(node, "scales")
+    _append(node, 1, context.constant(node, "scales", np.asarray(scales, dtype=np.float32)))
+    return ALONE
+
+
+def _upsample_10(context: Raise, node: gs.Node) -> Around:
+    node.op = "Resize"
+    return ALONE
+
+
+def _resize_11(context: Raise, node: gs.Node) -> Around:
+    mode = _peek(node, "mode", "nearest")
+    scales = node.inputs[1]
+    if mode == "nearest":
+        values = context.values(scales)
+        if values is None or (values < 1).any():
+            raise ModelError("how nearest rounds when it scales down was not defined before opset 11")
+        node.attrs["nearest_mode"] = "floor"
+    node.attrs["coordinate_transformation_mode"] = "asymmetric"
+    roi = context.constant(node, "roi", np.zeros(0, np.float32))
+    _rewire(node, [node.inputs[0], roi, scales], list(node.outputs))
+    return ALONE
+
+
+def _resize_13(context: Raise, node: gs.Node) -> Around:
+    if _peek(node, "coordinate_transformation_mode", "half_pixel") == "tf_half_pixel_for_nn":
+        raise ModelError("the mode tf_half_pixel_for_nn is no longer part of ONNX")
+    return ALONE
+
+
+def _scan_9(context: Raise, node: gs.Node) -> Around:
+    raise ModelError("Scan with a batch axis and sequence lengths is no longer part of ONNX")
+
+
+def _dropout_10(context: Raise, node: gs.Node) -> Around:
+    if any(context.is_used(tensor) for tensor in node.outputs[1:]):
+        raise ModelError("its mask, which something reads, becomes boolean")
+    _rewire(node, list(node.inputs), list(node.outputs[:1]))
+    return ALONE
+
+
+def _dropout_12(context: Raise, node: gs.Node) -> Around:
+    ratio = _take(node, "ratio", 0.5)
+    _append(node, 1, context.constant(node, "ratio", np.asarray(ratio, dtype=np.float32)))
+    return ALONE
+
+
+def _slice_10(context: Raise, node: gs.Node) -> Around:
+    starts, ends, axes = (_take(node, name) for name in ("starts", "ends", "axes"))
+    made = [context.integers(node, "starts", starts), context.integers(node, "ends", ends)]
+    _append(node, 1, *made, None if axes is None else context.integers(node, "axes", axes))
+    return ALONE
+
+
+def _top_k_10(context: Raise, node: gs.Node) -> Around:
+    _append(node, 1, context.integers(node, "k", [_take(node, "k")]))
+    return ALONE
+
+
+def _clip_11(context: Raise, node: gs.Node) -> Around:
+    bounds = [_take(node, "min"), _take(node, "max")]
+    if bounds != [None, None]:
+        dtype = context.dtype(node.inputs[0])
+        made = [None if v is None else context.constant(node, "bound", np.asarray(v).astype(dtype)) for v in bounds]
+        _append(node, 1, *made)
+    return ALONE
+
+
+def _pad_11(context: Raise, node: gs.Node) -> Around:
+    pads, value = _take(node, "pads"), _take(node, "value", 0.0)
+    made = [context.integers(node, "pads", pads)]
+    if value != 0:
+        made.append(context.constant(node, "value", np.asarray(value).astype(context.dtype(node.inputs[0]))))
+    _append(node, 1, *made)
+    return ALONE
+
+
+def _scatter_11(context: Raise, node: gs.Node) -> Around:
+    node.op = "ScatterElements"
+    return ALONE
+
+
+def _softmax_13(context: Raise, node: gs.Node) -> Around:
+    """Until opset 12 all axes from ``axis`` on were one."""
+    axis, rank = _take(node, "axis", 1), context.rank(node.inputs[0])
+    node.attrs["axis"] = -1
+    if axis == -1 or (rank is not None and axis % max(rank, 1) == rank - 1):
+        return ALONE
+    data, out = node.inputs[0], node.outputs[0]
+    shape, flat, normal = (make_variable(context.fresh(f"{out.name}_{what}")) for what in ("shape", "flat", "normal"))
+    _rewire(node, [flat], [normal])
+    before = [
+        make_node("Shape", "", {}, [data], [shape], None, None),
+        make_node("Flatten", "", {"axis": axis}, [data], [flat], None, None),
+    ]
+    return Around(before, [make_node("Reshape", "", {}, [normal, shape], [out], None, None)])
+
+
+def _axes_to_input(context: Raise, node: gs.Node) -> Around:
+    axes = _take(node, "axes")
+    if axes is not None:
+        _append(node, 1, context.integers(node, "axes", axes))
+    return ALONE
+
+
+def _split_13(context: Raise, node: gs.Node) -> Around:
+    sizes = _take(node, "split")
+    if sizes is not None:
+        _append(node, 1, context.integers(node, "split", sizes))
+    return ALONE
+
+
+def _split_18(context: Raise, node: gs.Node) -> Around:
+    if len(node.inputs) < 2 or not node.inputs[1].name:
+        node.attrs["num_outputs"] = len(node.outputs)
+    return ALONE
+
+
+def _erf_13(context: Raise, node: gs.Node) -> Around:
+    if context.dtype(node.inputs[0]).kind in "iu":
+        raise ModelError("Erf of integers is no longer part of ONNX")
+    return ALONE
+
+
+def _roi_align_16(context: Raise, node: gs.Node) -> Around:
+    node.attrs["coordinate_transformation_mode"] = "output_half_pixel"
+    return ALONE
+
+
+def _grid_sample_20(context: Raise, node: gs.Node) -> Around:
+    mode = _peek(node, "mode", "bilinear")
+    node.attrs["mode"] = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    return ALONE
+
+
+def _dft_20(context: Raise, node: gs.Node) -> Around:
+    _append(node, 2, context.integers(node, "axis", _take(node, "axis", 1)))
+    return ALONE
+
+
+def _group_normalization_21(context: Raise, node: gs.Node) -> Around:
+    raise ModelError("its scale and bias per group become ones per channel")
+
+
+_REDUCTIONS = ("L1", "L2", "LogSum", "LogSumExp", "Max", "Mean", "Min", "Prod", "SumSquare")
+
+ADAPTERS: dict[tuple[str, int], Adapter] = {
+    ("BatchNormalization", 9): _batch_normalization_9,
+    ("Upsample", 9): _upsample_9,
+    ("Scan", 9): _scan_9,
+    ("Dropout", 10): _dropout_10,
+    ("Slice", 10): _slice_10,
+    ("TopK", 10): _top_k_10,
+    ("Upsample", 10): _upsample_10,
+    ("Clip", 11): _clip_11,
+    ("Pad", 11): _pad_11,
+    ("Resize", 11): _resize_11,
+    ("Scatter", 11): _scatter_11,
+    ("Dropout", 12): _dropout_12,
+    ("Erf", 13): _erf_13,
+    ("Hardmax", 13): _softmax_13,
+    ("LogSoftmax", 13): _softmax_13,
+    ("ReduceSum", 13): _axes_to_input,
+    ("Resize", 13): _resize_13,
+    ("Softmax", 13): _softmax_13,
+    ("Split", 13): _split_13,
+    ("Squeeze", 13): _axes_to_input,
+    ("Unsqueeze", 13): _axes_to_input,
+    ("BatchNormalization", 14): _batch_normalization_14,
+    ("RoiAlign", 16): _roi_align_16,
+    ("Split", 18): _split_18,
+    **{(f"Reduce{kind}", 18): _axes_to_input for kind in _REDUCTIONS},
+    ("DFT", 20): _dft_20,
+    ("GridSample", 20): _grid_sample_20,
+    ("GroupNormalization", 21): _group_normalization_21,
+}
