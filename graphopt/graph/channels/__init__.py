@@ -31,7 +31,18 @@ How a pass uses it::
 Weights are seen per use (node and input slot): a weight that two layers share is two uses, and is copied on write.
 """
 
-from graphopt.graph.channels import contraction, convolution, elementwise, normalization, pooling, reduction, reshaping
+from graphopt.graph.channels import (
+    contraction,
+    convolution,
+    elementwise,
+    joining,
+    normalization,
+    pooling,
+    reduction,
+    reshaping,
+    sizes,
+    spreading,
+)
 from graphopt.graph.channels.analysis import Channels
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts
@@ -39,7 +50,18 @@ from graphopt.graph.channels.groups import ChannelGroup, TensorSlice, WeightSlic
 from graphopt.graph.channels.labels import Labels, Use
 from graphopt.graph.channels.table import TABLE, Transfer, register, transfer_of
 
-OPERATORS = (contraction, convolution, elementwise, normalization, pooling, reduction, reshaping)
+OPERATORS = (
+    contraction,
+    convolution,
+    elementwise,
+    joining,
+    normalization,
+    pooling,
+    reduction,
+    reshaping,
+    sizes,
+    spreading,
+)
 __all__ = [
     "OPERATORS",
     "TABLE",

@@ -1,11 +1,11 @@
 """The cut itself: planned first, node by node and constant by constant, then applied in one go."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Labels, Use
@@ -26,6 +26,8 @@ class Cut:
         self._given: dict[tuple[int, int], tuple[gs.Node, int, NDArray[Any], gs.Tensor]] = {}
         self._final: set[tuple[int, int]] = set()
         self._steps: list[Callable[[Edit], None]] = []
+        self.refused: gs.Node | None = None
+        self._stored: dict[int, set[int]] | None = None
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
@@ -45,6 +47,17 @@ class Cut:
             for axis, label in enumerate(axes)
             if label is not None and self.gone[label].any()
         }
+
+    def stored_changes(self, tensor: gs.Tensor) -> set[int]:
+        """Return the axes along which some use of a constant is cut."""
+        if self._stored is None:
+            self._stored = {}
+            for use in self.labels.uses.values():
+                axes = {axis for axis, label in use.axes.items() if self.gone[label].any()}
+                if axes:
+                    root = constant_of(use.node.inputs[use.slot])
+                    self._stored.setdefault(id(root), set()).update(axes)
+        return self._stored.get(id(constant_of(tensor)), set())
 
     # -- plans ---------------------------------------------------------------------------------------------------------
 
@@ -74,19 +87,27 @@ class Cut:
         self._final.add((id(node), slot))
 
     def attribute(self, node: gs.Node, name: str, value: Any) -> None:
-        """Plan an attribute's new value."""
-        self._steps.append(lambda edit: node.attrs.__setitem__(name, value))
+        """Plan an attribute's new value; None removes it."""
+        if value is None:
+            self._steps.append(lambda edit: node.attrs.pop(name))
+        else:
+            self._steps.append(lambda edit: node.attrs.__setitem__(name, value))
 
     def step(self, action: Callable[[Edit], None]) -> None:
         """Plan any other edit."""
         self._steps.append(action)
 
-    def integers(self, node: gs.Node, slot: int, values: list[int]) -> None:
-        """Plan a new integer constant for a slot."""
-        array = np.array(values, dtype=np.int64)
-        self._steps.append(
-            lambda edit: edit.set_input(node, slot, edit.constant(f"{node.outputs[0].name}_sizes", array))
-        )
+    def integers(self, node: gs.Node, slot: int, values: ArrayLike, like: gs.Tensor | None = None) -> None:
+        """Plan a new integer constant for a slot, of the type of ``like`` (int64 if that is not known)."""
+        known = None if like is None else self.facts.values(like)
+        array = np.asarray(values, dtype=np.int64 if known is None else known.array.dtype)
+        stem = f"{node.outputs[0].name}_sizes"
+        self._steps.append(lambda edit: edit.set_input(node, slot, edit.constant(stem, array)))
+
+    def refuse(self, node: gs.Node, reason: str) -> NoReturn:
+        """Give the plan up: nothing that touches ``node`` can be cut."""
+        self.refused = node
+        raise Skip(reason)
 
     def resize(self, node: gs.Node, slot: int, copies: bool = False) -> None:
         """Plan new sizes in a target shape for the first output; ``copies`` says that 0 copies the input's size."""
@@ -99,7 +120,7 @@ class Cut:
         known = np.zeros(rank, dtype=bool) if values is None else values.known
         sizes = [0] * rank if values is None else [int(size) for size in values.array]
         if len(known) != rank:
-            raise Skip(f"the target shape {target.name!r} does not fit its output")
+            self.refuse(node, f"the target shape {target.name!r} does not fit its output")
         source = self.changes(node.inputs[0]) if copies else {}
         for axis, size in changes.items():
             if not known[axis] or sizes[axis] > 0 or (sizes[axis] == 0 and source.get(axis) != size):
@@ -114,7 +135,7 @@ class Cut:
     def overwrite(self, node: gs.Node, slot: int, mask: Mask, values: NDArray[Any]) -> None:
         """Plan a Where that overwrites some elements of a computed shape."""
         if self.facts.view.opset < 9:
-            raise Skip(f"{node.inputs[slot].name!r} is computed, and opset {self.facts.view.opset} has no Where")
+            self.refuse(node, f"{node.inputs[slot].name!r} is computed, and opset {self.facts.view.opset} has no Where")
         target = node.inputs[slot]
         array = np.asarray(values, dtype=np.int64)
 
@@ -168,12 +189,15 @@ class Cut:
             source = given[3] if given is not None else node.inputs[slot]
             array = given[2] if given is not None else self.facts.array(source)
             if array is None:
-                raise Skip(f"{source.name!r} cannot be read")
+                self.refuse(node, f"{source.name!r} cannot be read")
             if key not in self._final:
                 for axis, mask in masks.items():
                     array = np.compress(mask, array, axis=axis)
             own = self.facts.array(source)
-            array = cast(array, array.dtype if own is None else own.dtype, str(source.name))
+            try:
+                array = cast(array, array.dtype if own is None else own.dtype, str(source.name))
+            except Skip as overflow:
+                self.refuse(node, str(overflow))
             root = constant_of(source) if given is None else None
             shared = (id(root), *((axis, mask.tobytes()) for axis, mask in sorted(masks.items())))
             found.append((node, slot, array, shared if root is not None else key))

@@ -63,7 +63,7 @@ class Elementwise(Transfer):
         if not tensor.name:
             return None
         rank = facts.rank(tensor)
-        if facts.is_constant(tensor) and (rank == 0 or (node.op == "Clip" and slot)):
+        if rank == 0 or (node.op == "Clip" and slot):
             value = facts.scalar(tensor)
             return value if node.op == "Clip" and slot and not np.isnan(value) else np.full(size, value)
         if rank is not None and -axis <= rank and facts.dim(tensor, axis) == size:
@@ -77,7 +77,7 @@ class Elementwise(Transfer):
         if not facts.is_needed(out):
             return
         rank = facts.rank(out)
-        for tensor in node.inputs:
+        for tensor in node.inputs[:1] if node.op == "CastLike" else node.inputs:
             own = facts.rank(tensor)
             masks: dict[int, Mask] = {}
             if rank is not None and own is not None:

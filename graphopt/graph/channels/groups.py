@@ -100,7 +100,11 @@ def zero(channels: Channels, groups: Iterable[ChannelGroup], edit: Edit) -> None
         array = np.array(values)
         for part in parts:
             array[(slice(None),) * part.axis + (part.indices,)] = 0
+        old = node.inputs[slot]
         edit.set_values(node, slot, array, dtype=array.dtype)
+        for reader in list(old.outputs):
+            if reader.op == "Shape" and old is not node.inputs[slot]:
+                edit.set_input(reader, 0, node.inputs[slot])
 
 
 def _parts(roots: Label) -> Iterator[tuple[int, Indices]]:

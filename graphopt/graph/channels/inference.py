@@ -1,5 +1,6 @@
 """Shape inference of one node, from what the walk knows so far."""
 
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,8 @@ def infer_outputs(node: gs.Node, facts: "Facts") -> list[Shape]:
     """Return the shapes of a node's outputs as ONNX's own inference gives them; empty where it cannot."""
     if node.domain not in (None, "", "ai.onnx"):
         return []
+    if node.op == "Reshape" and (target := _reshaped(node, facts)) is not None:
+        return [target]
     plain = attributes(node)
     if plain is None:
         return []
@@ -54,6 +57,29 @@ def infer_outputs(node: gs.Node, facts: "Facts") -> list[Shape]:
         if out.name in found and found[out.name].HasField("tensor_type"):
             facts.memory[id(out), "element type"] = found[out.name].tensor_type.elem_type
     return [_shape(found.get(out.name)) for out in node.outputs]
+
+
+def _reshaped(node: gs.Node, facts: "Facts") -> Shape:
+    """Return the shape that a partly known target gives; None if nothing of it is known."""
+    values = facts.values(node.inputs[1]) if len(node.inputs) > 1 else None
+    before = facts.shape(node.inputs[0])
+    if values is None or values.array.ndim != 1 or node.attrs.get("allowzero", 0):
+        return None
+    sizes: list[int | str | None] = []
+    for axis, (size, known) in enumerate(zip(values.array.tolist(), values.known.tolist(), strict=True)):
+        copied = known and size == 0 and before is not None and axis < len(before)
+        sizes.append(before[axis] if copied and before is not None else size if known and size > 0 else None)
+    unknown = [axis for axis, size in enumerate(sizes) if size is None]
+    if before is not None and len(unknown) == 1 and None not in before:
+        names = [size for size in before if isinstance(size, str)]
+        rest = [size for size in sizes if isinstance(size, str)]
+        whole = math.prod(size for size in before if isinstance(size, int))
+        part = math.prod(size for size in sizes if isinstance(size, int))
+        if sorted(names) == sorted(rest) and part and whole % part == 0:
+            sizes[unknown[0]] = whole // part
+        elif len(names) == len(rest) + 1 and part == whole:
+            sizes[unknown[0]] = next((name for name in names if names.count(name) != rest.count(name)), None)
+    return tuple(sizes)
 
 
 def _element_type(tensor: gs.Tensor, facts: "Facts") -> int:

@@ -69,6 +69,12 @@ class Labels:
             use.roles[axis] = role
         return use.axes[axis]
 
+    def pinned(self, size: int, node: gs.Node, reason: str) -> Label:
+        """Return new labels that cannot be cut."""
+        labels = self.fresh(size, node, -1)
+        self.block(labels, reason)
+        return labels
+
     def attach(self, node: gs.Node, slot: int, axis: int, labels: Label, role: str) -> None:
         """Give an axis of a constant input labels that exist already."""
         use = self.uses.setdefault((id(node), slot), Use(node, slot))

@@ -51,18 +51,29 @@ def evaluate_values(node: gs.Node, facts: "Facts") -> Values | None:
     rule = _RULES.get(str(node.op))
     if rule is None:
         return None
-    inputs = [facts.values(tensor) if tensor.name else None for tensor in node.inputs]
-    used = 1 if node.op == "CastLike" else len(inputs)
-    if not inputs or any(
-        value is None and tensor.name for value, tensor in zip(inputs[:used], node.inputs, strict=False)
-    ):
+    used = node.inputs[:1] if node.op == "CastLike" else node.inputs
+    inputs = [facts.values(tensor) if tensor.name else None for tensor in used]
+    if not any(value is not None for value in inputs):
         return None
+    for index, (value, tensor) in enumerate(zip(inputs, used, strict=True)):
+        if value is None and tensor.name and (value := _open(tensor, facts)) is None:
+            return None
+        inputs[index] = value
     try:
         with np.errstate(all="ignore"):
             found = rule(node, [value for value in inputs if value is not None], facts)
     except (ValueError, IndexError, TypeError, OverflowError):
         return None
     return found if found is not None and found.array.size <= 4096 and found.known.any() else None
+
+
+def _open(tensor: gs.Tensor, facts: "Facts") -> Values | None:
+    """Return a tensor of known shape of which no element is known."""
+    shape = facts.shape(tensor)
+    if shape is None or any(not isinstance(size, int) for size in shape) or np.prod([s for s in shape if s]) > 64:
+        return None
+    array = np.ones([size for size in shape if isinstance(size, int)], dtype=np.int64)
+    return Values(array, np.zeros(array.shape, dtype=bool))
 
 
 def _shape(node: gs.Node, facts: "Facts") -> Values | None:

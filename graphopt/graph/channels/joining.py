@@ -1,0 +1,346 @@
+"""Transfer functions of operators that join, part and pick along an axis: Concat, Split, Slice, Gather."""
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from graphopt.graph.channels.cutting import Cut
+from graphopt.graph.channels.facts import Facts, Mask
+from graphopt.graph.channels.labels import Label, Labels
+from graphopt.graph.channels.table import Transfer, register
+
+
+@register("Concat")
+class Concat(Transfer):
+    """Inputs one behind the other along one axis; the other axes are common."""
+
+    def forward(self, node: gs.Node, facts: Facts) -> None:
+        """Uniform channels of each part stay; along the other axes all parts have to agree."""
+        rank, spans = facts.rank(node.outputs[0]), _spans(node, facts)
+        if rank is None:
+            return
+        joined = int(node.attrs.get("axis", 1)) % rank
+        if spans is not None and any(_known(tensor, joined, facts) for tensor in node.inputs):
+            parts = [facts.uniform(tensor, joined) for tensor in node.inputs]
+            sizes = [end - start for start, end in spans]
+            filled = [np.full(n, np.nan) if part is None else part for part, n in zip(parts, sizes, strict=True)]
+            facts.learn(node.outputs[0], joined, np.concatenate(filled))
+        for axis in range(rank):
+            if axis != joined and all(_known(tensor, axis, facts) for tensor in node.inputs):
+                rows = [facts.uniform(tensor, axis) for tensor in node.inputs]
+                stacked = np.stack([row for row in rows if row is not None])
+                same = (stacked == stacked[0]).all(axis=0)
+                facts.learn(node.outputs[0], axis, np.where(same, stacked[0], np.nan))
+
+    def backward(self, node: gs.Node, facts: Facts) -> None:
+        """Each part is needed where its stretch of the output is."""
+        out, spans = node.outputs[0], _spans(node, facts)
+        if not facts.is_needed(out):
+            return
+        joined = int(node.attrs.get("axis", 1)) % (facts.rank(out) or 1)
+        partial = facts.needed_axes(out)
+        for index, tensor in enumerate(node.inputs):
+            masks = {axis: mask for axis, mask in partial.items() if axis != joined}
+            if joined in partial and spans is not None:
+                masks[joined] = partial[joined][slice(*spans[index])]
+            if masks.get(joined) is None or masks[joined].size:
+                facts.need(tensor, masks)
+
+    def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
+        """Labels follow each other; a part without labels gets labels that are pinned."""
+        rank, spans = facts.rank(node.outputs[0]), _spans(node, facts)
+        if rank is None:
+            super().couple(node, facts, labels)
+            return
+        joined = int(node.attrs.get("axis", 1)) % rank
+        axes: list[Label | None] = []
+        for axis in range(rank):
+            found = [labels.axis(node, slot, axis, "feeds") for slot in range(len(node.inputs))]
+            if axis != joined:
+                common = found[0]
+                for other in found[1:]:
+                    common = labels.unify(common, other, node)
+                axes.append(common)
+                continue
+            if spans is None or all(label is None for label in found):
+                for label in found:
+                    labels.block(label, f"{node.op} {node.outputs[0].name!r} joins parts of unknown size")
+                axes.append(None)
+                continue
+            parts = [
+                labels.pinned(end - start, node, f"belongs to {node.inputs[slot].name!r}, whose size is fixed")
+                if label is None else label
+                for slot, (label, (start, end)) in enumerate(zip(found, spans, strict=True))
+            ]
+            axes.append(np.concatenate(parts))
+        labels.set(node.outputs[0], axes)
+
+
+def _known(tensor: gs.Tensor, axis: int, facts: Facts) -> bool:
+    """Whether any channel is uniform along an axis."""
+    return facts.uniform(tensor, axis) is not None
+
+
+def _spans(node: gs.Node, facts: Facts) -> list[tuple[int, int]] | None:
+    """Return where each input of a Concat lies along the joined axis; None if a size is not known."""
+    sizes = [facts.dim(tensor, int(node.attrs.get("axis", 1))) for tensor in node.inputs]
+    ends = np.cumsum([size or 0 for size in sizes]).tolist()
+    if None in sizes:
+        return None
+    return [(end - (size or 0), end) for end, size in zip(ends, sizes, strict=True)]
+
+
+Picks = list[dict[int, NDArray[np.int64]]]
+
+
+class Picking(Transfer):
+    """An operator each output of which picks indices along some axes of the first input."""
+
+    def picks(self, node: gs.Node, facts: Facts) -> Picks | None:
+        """Return, for each output and axis that is not whole, the picked indices; None if they are not known."""
+        raise NotImplementedError
+
+    def forward(self, node: gs.Node, facts: Facts) -> None:
+        """Uniform channels are picked along their axis and stay along the others."""
+        picks = self.picks(node, facts)
+        if facts.is_constant(node.inputs[0]):
+            return
+        for axis, known in facts.known_axes(node.inputs[0]).items():
+            for out, chosen in zip(node.outputs, picks or (), strict=False):
+                facts.learn(out, axis, known[chosen[axis]] if axis in chosen else known)
+
+    def backward(self, node: gs.Node, facts: Facts) -> None:
+        """An index is needed if an output that picks it needs it."""
+        picks = self.picks(node, facts)
+        if picks is None:
+            super().backward(node, facts)
+            return
+        for out, chosen in zip(node.outputs, picks, strict=True):
+            if not facts.is_needed(out):
+                continue
+            masks = dict(facts.needed_axes(out))
+            for axis, indices in chosen.items():
+                size = facts.dim(node.inputs[0], axis)
+                if size is None:
+                    masks.pop(axis, None)
+                    continue
+                mask: Mask = np.zeros(size, dtype=bool)
+                mask[indices[masks[axis]] if axis in masks else indices] = True
+                masks[axis] = mask
+            facts.need(node.inputs[0], masks)
+            for tensor in node.inputs[1:]:
+                facts.need(tensor)
+
+    def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
+        """Labels are picked."""
+        picks = self.picks(node, facts)
+        if picks is None:
+            super().couple(node, facts, labels)
+            return
+        source = labels.axes(node, 0)
+        for out, chosen in zip(node.outputs, picks, strict=True):
+            axes = [
+                label[chosen[axis]] if label is not None and axis in chosen else label for axis, label in enumerate(source)
+            ]
+            labels.set(out, axes)
+
+
+@register("Split")
+class Split(Picking):
+    """Parts one behind the other along one axis."""
+
+    def picks(self, node: gs.Node, facts: Facts) -> Picks | None:
+        """Each output picks its stretch."""
+        rank = facts.rank(node.inputs[0])
+        if rank is None:
+            return None
+        axis = int(node.attrs.get("axis", 0)) % rank
+        sizes = [facts.dim(out, axis) for out in node.outputs]
+        total = facts.dim(node.inputs[0], axis)
+        if total is None or None in sizes or sum(size or 0 for size in sizes) != total:
+            return None
+        ends = np.cumsum([size or 0 for size in sizes])
+        return [{axis: np.arange(end - (size or 0), end)} for end, size in zip(ends, sizes, strict=True)]
+
+    def cut(self, node: gs.Node, cut: Cut) -> None:
+        """Write the new sizes of the parts."""
+        axis = int(node.attrs.get("axis", 0)) % (cut.facts.rank(node.inputs[0]) or 1)
+        if all(axis not in cut.changes(out) for out in node.outputs):
+            return
+        sizes = [cut.changes(out).get(axis, cut.facts.dim(out, axis) or 0) for out in node.outputs]
+        if cut.facts.view.opset >= 13:
+            cut.integers(node, 1, sizes)
+            if "num_outputs" in node.attrs:
+                cut.attribute(node, "num_outputs", None)
+        else:
+            cut.attribute(node, "split", sizes)
+
+
+@register("Slice")
+class Slice(Picking):
+    """Stretches, with steps, along some axes."""
+
+    def picks(self, node: gs.Node, facts: Facts) -> Picks | None:
+        """Each sliced axis picks what Python's slice picks."""
+        plan = _slices(node, facts)
+        if plan is None:
+            return None
+        found: dict[int, NDArray[np.int64]] = {}
+        for axis, (start, end, step) in plan.items():
+            size = facts.dim(node.inputs[0], axis)
+            if size is None:
+                found[axis] = np.zeros(0, dtype=np.int64)
+                continue
+            stop = None if step < 0 and end < -size else end
+            found[axis] = np.arange(size)[start:stop:step]
+        return [found]
+
+    def cut(self, node: gs.Node, cut: Cut) -> None:
+        """Move the bounds of each sliced axis to where the kept indices lie now."""
+        plan, changed = _slices(node, cut.facts), False
+        axes = cut.labels.variables.get(id(node.inputs[0]), [])
+        if plan is None:
+            return
+        for axis, (_, _, step) in list(plan.items()):
+            label = axes[axis] if axis < len(axes) else None
+            if label is None or not cut.gone[label].any():
+                continue
+            picks = self.picks(node, cut.facts)
+            assert picks is not None
+            keep = ~cut.gone[label]
+            places = (np.cumsum(keep) - 1)[[index for index in picks[0][axis] if keep[index]]]
+            steps = np.unique(np.diff(places))
+            if len(places) == 0 or len(steps) > 1:
+                cut.refuse(node, f"what stays along axis {axis} of Slice {node.outputs[0].name!r} is not evenly spaced")
+            step = int(steps[0]) if len(steps) else (1 if step > 0 else -1)
+            end = int(places[-1]) + (1 if step > 0 else -1)
+            plan[axis] = (int(places[0]), end if end >= 0 else -(2**31), step)
+            changed = True
+        if changed:
+            self._write(node, cut, plan)
+
+    def _write(self, node: gs.Node, cut: Cut, plan: dict[int, tuple[int, int, int]]) -> None:
+        """Write bounds as attributes or as constants, as the opset has it."""
+        columns = [list(plan), *(list(column) for column in zip(*plan.values(), strict=True))]
+        if cut.facts.view.opset < 10:
+            for name, column in zip(("axes", "starts", "ends"), columns, strict=False):
+                cut.attribute(node, name, column)
+            return
+        for slot, column in zip((3, 1, 2, 4), columns, strict=True):
+            if slot < 4 or any(step != 1 for step in column) or len(node.inputs) > 4:
+                cut.integers(node, slot, column, like=node.inputs[1])
+
+
+def _slices(node: gs.Node, facts: Facts) -> dict[int, tuple[int, int, int]] | None:
+    """Return (start, end, step) for each sliced axis; None if they are not known."""
+    rank = facts.rank(node.inputs[0])
+    if rank is None:
+        return None
+    if len(node.inputs) > 2:
+        columns = [facts.integers(tensor) if tensor.name else None for tensor in node.inputs[1:5]]
+        if any(column is None and tensor.name for column, tensor in zip(columns, node.inputs[1:5], strict=True)):
+            return None
+        starts, ends, axes, steps = [*columns, None, None][:4]
+    else:
+        starts, ends, axes, steps = node.attrs.get("starts"), node.attrs.get("ends"), node.attrs.get("axes"), None
+    if starts is None or ends is None:
+        return None
+    axes = list(range(len(starts))) if axes is None else axes
+    steps = [1] * len(starts) if steps is None else steps
+    return {
+        int(axis) % rank: (int(start), int(end), int(step))
+        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
+    }
+
+
+@register("Gather")
+class Gather(Transfer):
+    """Indices of one axis; constant indices pick channels, others pick whole rows of the other axes (an embedding)."""
+
+    def forward(self, node: gs.Node, facts: Facts) -> None:
+        """Uniform channels stay along the axes that are not gathered."""
+        for axis, out in _others(node, facts).items():
+            known = facts.uniform(node.inputs[0], axis) if _worth(node.inputs[0], facts) else None
+            facts.learn(node.outputs[0], out, known)
+        picked = _picked(node, facts)
+        if picked is not None and picked.ndim == 1 and not facts.is_constant(node.inputs[0]):
+            axis = _axis(node, facts)
+            known = facts.uniform(node.inputs[0], axis)
+            facts.learn(node.outputs[0], axis, None if known is None else known[picked])
+
+    def backward(self, node: gs.Node, facts: Facts) -> None:
+        """Of the gathered axis only what is picked is needed."""
+        if not facts.is_needed(node.outputs[0]):
+            return
+        partial = facts.needed_axes(node.outputs[0])
+        masks = {axis: partial[out] for axis, out in _others(node, facts).items() if out in partial}
+        picked, axis = _picked(node, facts), _axis(node, facts)
+        size = facts.dim(node.inputs[0], axis)
+        if picked is not None and size is not None:
+            mask = np.zeros(size, dtype=bool)
+            mask[picked[partial[axis]] if picked.ndim == 1 and axis in partial else picked] = True
+            masks[axis] = mask
+        facts.need(node.inputs[0], masks)
+        facts.need(node.inputs[1])
+
+    def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
+        """The other axes pass; picked labels too, of a variable whose picked indices are known."""
+        rank = facts.rank(node.outputs[0])
+        if rank is None or facts.rank(node.inputs[0]) is None:
+            super().couple(node, facts, labels)
+            return
+        axes: list[Label | None] = [None] * rank
+        for axis, out in _others(node, facts).items():
+            if facts.dim(node.inputs[0], axis) != 1 or not facts.is_constant(node.inputs[0]):
+                axes[out] = labels.axis(node, 0, axis, "feeds")
+        gathered, picked = _axis(node, facts), _picked(node, facts)
+        if not facts.is_constant(node.inputs[0]):
+            label = labels.axis(node, 0, gathered)
+            if picked is None or picked.ndim > 1:
+                labels.block(label, f"Gather {node.outputs[0].name!r} picks along axis {gathered}")
+            elif label is not None and picked.ndim == 1:
+                axes[gathered] = label[picked]
+            elif label is not None:
+                labels.block(label[picked], f"Gather {node.outputs[0].name!r} picks it alone")
+        for slot_axis in range(facts.rank(node.inputs[1]) or 0):
+            labels.block_input_axis(node, 1, slot_axis)
+        labels.set(node.outputs[0], axes)
+
+    def cut(self, node: gs.Node, cut: Cut) -> None:
+        """Point the indices at where the picked channels lie now."""
+        axis, picked = _axis(node, cut.facts), _picked(node, cut.facts)
+        axes = cut.labels.variables.get(id(node.inputs[0]), [])
+        label = axes[axis] if axis < len(axes) else None
+        if label is None or picked is None or not cut.gone[label].any():
+            return
+        keep = ~cut.gone[label]
+        places = np.cumsum(keep) - 1
+        cut.integers(node, 1, places[picked[keep[picked]] if picked.ndim else picked], like=node.inputs[1])
+
+
+def _axis(node: gs.Node, facts: Facts) -> int:
+    """Return the gathered axis."""
+    return int(node.attrs.get("axis", 0)) % (facts.rank(node.inputs[0]) or 1)
+
+
+def _others(node: gs.Node, facts: Facts) -> dict[int, int]:
+    """Return where the axes that are not gathered go."""
+    rank, ranks = facts.rank(node.inputs[0]), facts.rank(node.inputs[1])
+    if rank is None or ranks is None:
+        return {}
+    gathered = _axis(node, facts)
+    return {axis: axis if axis < gathered else axis + ranks - 1 for axis in range(rank) if axis != gathered}
+
+
+def _picked(node: gs.Node, facts: Facts) -> NDArray[np.int64] | None:
+    """Return the picked indices, none negative; None if they are not known."""
+    values, size = facts.values(node.inputs[1]), facts.dim(node.inputs[0], int(node.attrs.get("axis", 0)))
+    if values is None or not values.known.all() or values.array.dtype.kind not in "iu" or size is None:
+        return None
+    array = values.array.astype(np.int64)
+    return np.where(array < 0, array + size, array)
+
+
+def _worth(tensor: gs.Tensor, facts: Facts) -> bool:
+    """Whether it is worth looking for uniform channels: of a large constant it may be an embedding's."""
+    return facts.is_constant(tensor) or bool(facts.known_axes(tensor))
