@@ -31,6 +31,8 @@ def validate(
         sqnr = "" if output.sqnr_db is None else f", SQNR {output.sqnr_db:.1f} dB"
         click.echo(f"{output.name}: largest difference {output.max_abs:.3g} (relative {output.max_rel:.3g}){sqnr}")
     click.echo(f"{comparison.contract}: {'holds' if comparison.holds else 'broken: ' + comparison.problem}")
+    for note in comparison.notes:
+        click.echo(f"note: {note}")
     if report is not None:
         figures = {
             "a": a,

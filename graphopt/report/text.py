@@ -70,6 +70,7 @@ def _totals(report: Report) -> list[str]:
         sqnr = "" if report.check.sqnr_db is None else f", SQNR {report.check.sqnr_db:.1f} dB"
         verdict = "holds" if report.check.holds else "BROKEN"
         lines.append(f"check      {verdict}: largest difference {report.check.max_abs:.2g}{sqnr}")
+        lines += [f"check      note: {note}" for note in report.check.notes]
     return lines + [f"note: {note}" for note in report.notes]
 
 

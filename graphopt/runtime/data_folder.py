@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+from google.protobuf.message import DecodeError
 
 from graphopt.errors import DataError
 from graphopt.runtime.data import ListData
