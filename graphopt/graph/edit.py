@@ -31,6 +31,7 @@ class Edit:
         self._counts: dict[str, int] = {}
         self._stale: dict[int, gs.Node] = {}
         self._unread: list[gs.Tensor] = []
+        self._copies: dict[int, tuple[gs.Constant, list[tuple[gs.Graph, gs.Constant]]]] = {}
         self._index()
 
     def _index(self) -> None:
@@ -138,7 +139,8 @@ class Edit:
     def set_values(self, node: gs.Node, index: int, values: ArrayLike, *, dtype: Any = None) -> None:
         """Give ``node`` its own constant in slot ``index``, cast once to the type of what is there (or to ``dtype``).
 
-        The constant keeps its name if nothing else reads it; otherwise the others keep theirs (copy on write).
+        The constant keeps its name if nothing else reads it; otherwise the others keep theirs (copy on write). Readers
+        that get the same values in place of the same constant go on sharing.
 
         Raises:
             Skip: The values overflow the type.
@@ -151,11 +153,18 @@ class Edit:
         alone = old is not None and isinstance(old, gs.Constant) and self._only_reader(old, node)
         if not isinstance(old, gs.Constant) or list(old.shape) != list(array.shape) or array.dtype.kind == "i":
             self.forget_shapes(node)
+        copy = self._equal_copy(old, node, array)
+        if copy is not None:
+            self.set_input(node, index, copy)
+            return
         if alone and old is not None:
             old._values = array
             return
         stem = str(old.name) if old is not None else f"{node.outputs[0].name}_{'weight' if index == 1 else 'bias'}"
-        self.set_input(node, index, self.constant(stem, array))
+        new = self.constant(stem, array)
+        if isinstance(old, gs.Constant):
+            self._copies.setdefault(id(old), (old, []))[1].append((self.graph_of(node), new))
+        self.set_input(node, index, new)
 
     def replace_weights(self, node: gs.Node, weight: ArrayLike, bias: ArrayLike) -> None:
         """Give a Conv, ConvTranspose or Gemm new weights (slot 1) and bias (slot 2, added if absent).
@@ -270,6 +279,16 @@ class Edit:
     def _is_read(self, tensor: gs.Tensor) -> bool:
         """Whether a node that stays reads ``tensor``, or a graph gives it out."""
         return self.is_output(tensor) or not all(self.is_removed(reader) for reader in tensor.outputs)
+
+    def _equal_copy(self, old: gs.Tensor | None, node: gs.Node, array: NDArray[Any]) -> gs.Constant | None:
+        """Return what another reader of ``old`` in the same graph got in its place, if it holds just ``array``."""
+        graph = self.graph_of(node)
+        for home, copy in self._copies.get(id(old), (old, []))[1]:
+            values = copy.values
+            if home is graph and values.dtype == array.dtype and values.shape == array.shape:
+                if values.tobytes() == array.tobytes():
+                    return copy
+        return None
 
     def _only_reader(self, tensor: gs.Tensor, node: gs.Node) -> bool:
         """Whether one slot of ``node`` is the only use of ``tensor`` in the model."""

@@ -224,8 +224,7 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
         {"Conv": 1, "MatMul": 1, "Sub": 1},
     ),
     "before a conv": (
-        "g (float[N,4,8,8] x) => (float[N,6,6,6] y) "
-        "{ n = BatchNormalization(x, g, b, m, v) y = Conv<group=2>(n, w) }",
+        "g (float[N,4,8,8] x) => (float[N,6,6,6] y) { n = BatchNormalization(x, g, b, m, v) y = Conv<group=2>(n, w) }",
         {"w": draw(6, 2, 3, 3), **statistics(4)},
         {"Conv": 1},
     ),
@@ -355,8 +354,7 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
         {"Relu": 1, "Mul": 1},
     ),
     "alone, only shifts": (
-        "g (float[N,3,4] x) => (float[N,3,4] y) "
-        "{ r = Relu(x) y = BatchNormalization<epsilon=0.0>(r, one, b, m, one) }",
+        "g (float[N,3,4] x) => (float[N,3,4] y) { r = Relu(x) y = BatchNormalization<epsilon=0.0>(r, one, b, m, one) }",
         {"one": np.ones(3, np.float32), **statistics(3)},
         {"Relu": 1, "Add": 1},
     ),
@@ -371,4 +369,383 @@ def test_rewrites(case: tuple[str, Arrays, dict[str, int]]) -> None:
 
 
 def reads(text: str, name: str) -> bool:
-    return name in text.replace("(", " ").replace(")", " ").replace(",", " ").split("=>")[1].split()
+    return name in text.replace("(", " ").replace(")", " ").replace(",", " ").split("=>", 1)[1].split()
+
+
+CONV = "g (float[N,3,8,8] x) => (float[N,4,6,6] y) {{ c = Conv(x, w) y = BatchNormalization{attrs}(c, g, b, m, v) }}"
+REFUSALS: dict[str, tuple[str, Arrays, str]] = {
+    "training mode": (
+        "g (float[2,3,8,8] x) => (float[2,4,6,6] y) "
+        "{ c = Conv(x, w) y, p, q = BatchNormalization<training_mode=1>(c, g, b, m, v) }",
+        {},
+        "training mode: the statistics come from the batch",
+    ),
+    "statistics are inputs": (
+        "g (float[N,3,8,8] x, float[4] m) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }",
+        {},
+        "^'m' is not constant$",
+    ),
+    "gamma can be overridden": (
+        "g (float[N,3,8,8] x, float[4] g) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }",
+        {"g": draw(4)},
+        "^'g' is not constant$",
+    ),
+    "weight is computed": (
+        "g (float[N,3,8,8] x, float[4,3,3,3] w) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }",
+        {},
+        "before it: 'w' is not constant",
+    ),
+    "bias is computed": (
+        "g (float[N,3,8,8] x, float[4] k) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, w, k) y = BatchNormalization(c, g, b, m, v) }",
+        {},
+        "before it: 'k' is not constant",
+    ),
+    "conv output has two readers": (
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y, float[N,4,6,6] z) "
+        "{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) z = Relu(c) }",
+        {},
+        "before it: 'c' has 2 readers",
+    ),
+    "conv output is a graph output": (
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y, float[N,4,6,6] c) "
+        "{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }",
+        {},
+        "before it: 'c' is a graph output",
+    ),
+    "conv output is read in a subgraph": (
+        "g (float[N,3,8,8] x, bool k) => (float[N,4,6,6] y, float[N,4,6,6] z) "
+        "{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) z = If(k) "
+        "<then_branch = t () => (float[N,4,6,6] p) { p = Relu(c) }, "
+        "else_branch = e () => (float[N,4,6,6] q) { q = Sigmoid(c) }> }",
+        {},
+        "before it: 'c' has 3 readers",
+    ),
+    "conv is outside of the branch": (
+        "g (float[N,3,8,8] x, bool k) => (float[N,4,6,6] z) { c = Conv(x, w) z = If(k) "
+        "<then_branch = t () => (float[N,4,6,6] p) { p = BatchNormalization(c, g, b, m, v) }, "
+        "else_branch = e () => (float[N,4,6,6] q) { q = Constant<value = float[1,4,1,1] {1,2,3,4}>() }> }",
+        {},
+        "before it: 'c' is computed in another graph",
+    ),
+    "negative variance": (
+        CONV.format(attrs=""),
+        {"v": np.float32([1, 2, -1e-9, 1])},
+        "negative variance -1e-09 in 'v'",
+    ),
+    "zero variance and epsilon": (
+        CONV.format(attrs="<epsilon=0.0>"),
+        {"v": np.float32([1, 0, 1, 1])},
+        "variance plus epsilon is 0 in 'v'",
+    ),
+    "NaN": (CONV.format(attrs=""), {"b": np.float32([1, np.nan, 1, 1])}, "^'b' holds NaN or Inf$"),
+    "Inf in the weight": (CONV.format(attrs=""), {"w": np.full((4, 3, 3, 3), np.inf, "f")}, "'w' holds NaN or Inf"),
+    "gain overflows": (CONV.format(attrs=""), {"g": np.float32([1, 3e38, 1, 1])}, "'w' would overflow float32"),
+    "gain underflows": (
+        "g (float16[N,3,8,8] x) => (float16[N,4,6,6] y) { c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }",
+        {
+            **{key: value.astype(np.float16) for key, value in statistics(4).items()},
+            "w": draw(4, 3, 3, 3, dtype=np.float16),
+            "g": np.float16([1e-6, 0, -1e-6, 1e-6]),
+            "v": np.ones(4, np.float16),
+        },
+        "'w' would underflow float16",
+    ),
+    "graph input before, relu behind": (
+        "g (float[N,4,8,8] x) => (float[N,4,8,8] y) { n = BatchNormalization(x, g, b, m, v) y = Relu(n) }",
+        {},
+        "before it: 'x' is a graph input; into what reads it: Relu 'y' cannot take it in; alone: .* no gain",
+    ),
+    "padded conv behind": (
+        "g (float[N,4,8,8] x) => (float[N,4,8,8] y) "
+        "{ n = BatchNormalization(x, g, b, m, v) y = Conv<pads=[1,1,1,1]>(n, k) }",
+        {"k": draw(4, 4, 3, 3)},
+        "Conv 'y' pads with zero, which the map never gives in a channel of scale zero",
+    ),
+    "padded conv behind, several borders": (
+        "g (float[N,4,8,8] x) => (float[N,4,8,8] y) "
+        "{ n = BatchNormalization(x, g, b, m, v) y = Conv<pads=[1,1,1,1]>(n, k) }",
+        {"k": draw(4, 4, 3, 3), "g": draw(4)},
+        "Conv 'y' pads with zero, and no constant border becomes zero in all its channels",
+    ),
+    "conv behind, padding depends on the size": (
+        "g (float[N,4,8,8] x) => (float[N,4,4,4] y) "
+        '{ n = BatchNormalization(x, g, b, m, v) y = Conv<auto_pad="SAME_UPPER", strides=[2,2]>(n, k) }',
+        {"k": draw(4, 4, 3, 3), "g": draw(4)},
+        "the padding of Conv 'y' depends on the size of its input",
+    ),
+    "transposed conv behind": (
+        "g (float[N,4,8,8] x) => (float[N,4,10,10] y) { n = BatchNormalization(x, g, b, m, v) y = ConvTranspose(n, k) }",
+        {"k": draw(4, 4, 3, 3)},
+        "ConvTranspose 'y' would not shift its output evenly",
+    ),
+    "gives itself out": (
+        "g (float[N,4,8,8] x) => (float[N,4,6,6] y, float[N,4,8,8] n) "
+        "{ n = BatchNormalization(x, g, b, m, v) y = Conv(n, k) }",
+        {"k": draw(4, 4, 3, 3)},
+        "reads it: 'n' is a graph output",
+    ),
+    "one reader cannot": (
+        "g (float[N,4,8,8] x) => (float[N,4,6,6] y, float[N,4,8,8] z) "
+        "{ n = BatchNormalization(x, g, b, m, v) y = Conv(n, k) z = Relu(n) }",
+        {"k": draw(4, 4, 3, 3)},
+        "reads it: Relu 'z' cannot take it in",
+    ),
+    "a term of a sum cannot": (
+        "g (float[N,3,8,8] x, float[N,4,6,6] r) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, w) d = Add(c, r) y = BatchNormalization(d, g, b, m, v) }",
+        {},
+        "Add 'd' needs both of its terms scaled: 'r' is a graph input",
+    ),
+    "a tensor added to itself": (
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, w) d = Add(c, c) y = BatchNormalization(d, g, b, m, v) }",
+        {},
+        "Add 'd' needs both of its terms scaled: 'c' has 2 readers",
+    ),
+    "a term of a sum is broadcast": (
+        "g (float[N,3,8,8] x, float[6] u) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, w) e = MatMul(u, k) d = Add(c, e) y = BatchNormalization(d, g, b, m, v) }",
+        {"k": draw(6, 6)},
+        "Add 'd' broadcasts one of its terms",
+    ),
+    "two branches cannot": (
+        "g (float[N,2,8,8] x, float[N,2,8,8] z) => (float[N,8,8,8] y) { c = Conv(x, k) d = Concat<axis=1>(x, c, z) "
+        "y = BatchNormalization(d, g, b, m, v) }",
+        {"k": draw(4, 2, 1, 1), **statistics(8)},
+        "2 of 3 branches of its Concat cannot take it, as 'x' has 2 readers",
+    ),
+    "maximum and a negative scale": (
+        "g (float[N,3,8,8] x) => (float[N,4,5,5] y) "
+        "{ c = Conv(x, w) p = MaxPool<kernel_shape=[2,2]>(c) y = BatchNormalization(p, g, b, m, v) }",
+        {"g": np.float32([1, 2, -1, 1])},
+        "MaxPool 'p' does not commute with a negative scale",
+    ),
+    "average that counts its border": (
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y) { c = Conv(x, w) "
+        "p = AveragePool<kernel_shape=[3,3], pads=[1,1,1,1], count_include_pad=1>(c) "
+        "y = BatchNormalization(p, g, b, m, v) }",
+        {},
+        "AveragePool 'p' counts its zero padding",
+    ),
+    "constant makes the operand larger": (
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, k) d = Mul(c, a) y = BatchNormalization(d, g, b, m, v) }",
+        {"k": draw(1, 3, 3, 3), "a": draw(4, 1, 1)},
+        "'a' may broadcast 'c' along axis 1",
+    ),
+    "division by zero": (
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, w) d = Div(c, a) y = BatchNormalization(d, g, b, m, v) }",
+        {"a": np.float32(0)},
+        "'a' divides by zero",
+    ),
+    "channels are not the weight's columns": (
+        "g (float[N,4,3] x) => (float[N,4,5] y) { c = MatMul(x, k) y = BatchNormalization(c, g, b, m, v) }",
+        {"k": draw(3, 5)},
+        "it varies along axis 1, the layer's channels are axis 2",
+    ),
+    "reshape mixes channels": (
+        "g (float[N,6,A,B] x) => (float[N,4,M] y) "
+        "{ c = Conv(x, k) d = Reshape(c, s) y = BatchNormalization(d, g, b, m, v) }",
+        {"k": draw(6, 6, 1, 1), "s": np.array([0, 4, -1])},
+        "its channels cannot be followed through Reshape 'd'",
+    ),
+    "dropout may be training": (
+        "g (float[N,3,8,8] x, bool k) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, w) d = Dropout(c, , k) y = BatchNormalization(d, g, b, m, v) }",
+        {},
+        "Dropout 'd' may be in training mode",
+    ),
+    "conv beside it changes the shape": (
+        "g (float[N,4,1,1] x) => (float[N,4,5,5] y) { c = Conv<pads=[2,2,2,2]>(x, k) "
+        "n = BatchNormalization(x, g, b, m, v) y = Add(n, c) }",
+        {"k": draw(4, 4, 1, 1)},
+        "into a parallel Conv: Conv 'c' beside it changes the shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS.values(), ids=REFUSALS)
+def test_skips(case: tuple[str, Arrays, str]) -> None:
+    text, weights, reason = case
+    everything = {"w": draw(4, 3, 3, 3), **statistics(4), **weights}
+    inputs = text.split("=>")[0].replace(")", " ").replace(",", " ").split()[1:]
+    used = {name: values for name, values in everything.items() if reads(text, name)}
+    used = {name: values for name, values in used.items() if name in weights or name not in inputs}
+    assert_skips(FoldBatchNorm(), model(text, **used), reason)
+
+
+@pytest.mark.parametrize(("opset", "attrs"), [(7, "<spatial=1>"), (8, "<momentum=0.5>"), (9, ""), (13, ""), (15, "")])
+def test_rewrites_in_every_opset_that_runs(opset: int, attrs: str) -> None:
+    proto = model(CONV.format(attrs=attrs), opset=opset, w=draw(4, 3, 3, 3), **statistics(4))
+    assert_rewrites(FoldBatchNorm(), proto, ops={"Conv": 1})
+
+
+def test_rewrites_before_opset_7() -> None:
+    proto = model(CONV.format(attrs="<is_test=1>"), opset=6, w=draw(4, 3, 3, 3), **statistics(4))
+    after, result = run_alone(FoldBatchNorm(), proto)
+    assert [node.op_type for node in after.graph.node] == ["Conv"]
+    folded = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer}
+    gain = proto_array(proto, "g") / np.sqrt(proto_array(proto, "v") + np.float64(np.float32(1e-5)))
+    np.testing.assert_allclose(folded["w"], proto_array(proto, "w") * gain.reshape(4, 1, 1, 1), rtol=2e-7)
+    assert result.rewritten[0].site == "y"
+
+
+@pytest.mark.parametrize(
+    ("opset", "text", "reason"),
+    [
+        (6, CONV.format(attrs=""), "training mode: is_test is not set"),
+        (
+            8,
+            CONV.format(attrs="").replace("y = Batch", "y, p, q, r, s = Batch"),
+            "it gives out the statistics of the batch",
+        ),
+        (13, CONV.format(attrs="").replace("y = Batch", "y, p, q, r, s = Batch"), "it gives out the statistics"),
+    ],
+    ids=["opset 6 without is_test", "opset 8 with five outputs", "opset 13 with five outputs"],
+)
+def test_skips_old_training_modes(opset: int, text: str, reason: str) -> None:
+    assert_skips(FoldBatchNorm(), model(text, opset=opset, w=draw(4, 3, 3, 3), **statistics(4)), reason)
+
+
+def test_skips_statistics_per_element() -> None:
+    values = {key: np.ones((4, 6, 6), np.float32) for key in "gbmv"}
+    proto = model(CONV.format(attrs="<spatial=0>"), opset=7, w=draw(4, 3, 3, 3), **values)
+    assert_skips(FoldBatchNorm(), proto, "spatial=0: the statistics are per element")
+
+
+def proto_array(proto: onnx.ModelProto, name: str) -> NDArray[Any]:
+    return next(onnx.numpy_helper.to_array(t).astype(np.float64) for t in proto.graph.initializer if t.name == name)
+
+
+def test_folds_float16_with_float32_statistics() -> None:
+    text = "g (float16[N,3,8,8] x) => (float16[N,4,6,6] y) { c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }"
+    proto = model(text, w=draw(4, 3, 3, 3, dtype=np.float16), **statistics(4))
+    after, _ = run_alone(FoldBatchNorm(), proto)
+    assert [node.op_type for node in after.graph.node] == ["Conv"]
+    assert {tensor.data_type for tensor in after.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    gain = proto_array(proto, "g") / np.sqrt(proto_array(proto, "v") + np.float64(np.float32(1e-5)))
+    exact = proto_array(proto, "w") * gain.reshape(4, 1, 1, 1)
+    assert np.array_equal(proto_array(after, "w"), exact.astype(np.float16).astype(np.float64))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float16, ml_dtypes.bfloat16], ids=["float64", "float16", "bfloat16"])
+def test_folds_every_float_type_with_one_rounding(dtype: Any) -> None:
+    kind = {"float64": "double", "float16": "float16", "bfloat16": "bfloat16"}[np.dtype(dtype).name]
+    text = f"g ({kind}[N,3,8,8] x) => ({kind}[N,4,6,6] y) {{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) }}"
+    values = {**statistics(4, dtype=dtype), "v": np.array([0.5, 1, 2, 4], dtype)}
+    proto = model(text, opset=22, ir_version=10, w=draw(4, 3, 3, 3, dtype=dtype), **values)
+    after, _ = run_alone(FoldBatchNorm(), proto)
+    onnx.checker.check_model(after, full_check=True)
+    assert [node.op_type for node in after.graph.node] == ["Conv"]
+    gain = proto_array(proto, "g") / np.sqrt(proto_array(proto, "v") + np.float64(np.float32(1e-5)))
+    exact = (proto_array(proto, "w") * gain.reshape(4, 1, 1, 1)).astype(dtype)
+    assert np.array_equal(proto_array(after, "w"), exact.astype(np.float64))
+    assert exact.any()
+    shift = proto_array(proto, "b") - proto_array(proto, "m") * gain
+    bias = next(tensor for tensor in after.graph.initializer if tensor.name == after.graph.node[0].input[2])
+    assert np.array_equal(onnx.numpy_helper.to_array(bias), shift.astype(dtype))
+
+
+def test_zero_filters_stay_zero() -> None:
+    weight = draw(4, 3, 3, 3)
+    weight[[0, 2]] = 0
+    proto = model(CONV.format(attrs=""), w=weight, **{**statistics(4), "g": np.float32([-3, 0, -1, 1])})
+    after = assert_rewrites(FoldBatchNorm(), proto, ops={"Conv": 1})
+    folded = proto_array(after, "w")
+    assert [bool(folded[index].any()) for index in range(4)] == [False, False, False, True]
+    assert not np.signbit(folded[:3]).any(), "a zero has become negative"
+
+
+def test_parameters_in_constant_nodes_and_behind_identity() -> None:
+    text = (
+        "g (float[N,3,4] x) => (float[N,2,4] y) { w = Constant<value = float[2,3,1] {1,2,3,4,5,6}>() wi = Identity(w) "
+        "c = Conv(x, wi) g = Constant<value_floats = [1.5, -0.5]>() gi = Identity(g) "
+        "b = Constant<value = float[2] {3, 4}>() v = Constant<value = float[2] {0.5, 2}>() "
+        "y = BatchNormalization(c, gi, b, b, v) }"
+    )
+    after = assert_rewrites(FoldBatchNorm(), model(text), ops={"Conv": 1})
+    assert len(after.graph.node) == 1, "dead Constant nodes are left behind"
+
+
+def test_computed_parameters_are_evaluated() -> None:
+    text = (
+        "g (float[N,3,4] x) => (float[N,2,4] y) { r = Reshape(k, shape) w = Transpose<perm=[1,0,2]>(r) s = Shape<start=0, end=1>(w) one = Constant<value = float {1.0}>() "
+        "g = Expand(one, s) zero = Constant<value = double {0.25}>() z = CastLike(zero, x) b = Expand(z, s) "
+        "v = ConstantOfShape<value = float[1] {4}>(s) "
+        "c = Conv(x, w, b) y = BatchNormalization(c, g, b, b, v) }"
+    )
+    proto = model(text, k=draw(6), shape=np.array([3, 2, 1]))
+    assert len(assert_rewrites(FoldBatchNorm(), proto, ops={"Conv": 1}).graph.node) == 1
+
+
+def test_a_shared_weight_is_copied() -> None:
+    text = (
+        "g (float[N,3,8,8] x, float[N,3,8,8] z) => (float[N,4,6,6] y, float[N,4,6,6] u, float[N,4,6,6] r) "
+        "{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) d = Conv(z, w) u = BatchNormalization(d, b, b, m, v) "
+        "r = Conv(z, w) }"
+    )
+    proto = model(text, w=draw(4, 3, 3, 3), **statistics(4))
+    after = assert_rewrites(FoldBatchNorm(), proto, ops={"Conv": 3}, rewritten=2)
+    assert len({node.input[1] for node in after.graph.node}) == 3
+    assert np.array_equal(proto_array(after, "w"), proto_array(proto, "w"))
+
+
+def test_layers_that_share_weight_and_statistics_go_on_sharing() -> None:
+    text = (
+        "g (float[N,3,8,8] x, float[N,3,9,9] z) => (float[N,4,6,6] y, float[N,4,7,7] u) "
+        "{ c = Conv(x, w) y = BatchNormalization(c, g, b, m, v) d = Conv(z, w) u = BatchNormalization(d, g, b, m, v) }"
+    )
+    after = assert_rewrites(FoldBatchNorm(), model(text, w=draw(4, 3, 3, 3), **statistics(4)), ops={"Conv": 2})
+    assert len(after.graph.initializer) == 2
+
+
+def test_folds_inside_of_subgraphs() -> None:
+    text = (
+        "g (float[2,3,8,8] x, bool k) => (float[2,4,6,6] z) { z = If(k) "
+        "<then_branch = t () => (float[2,4,6,6] p) { c = Conv(x, w) p = BatchNormalization(c, g, b, m, v) }, "
+        "else_branch = e () => (float[2,4,6,6] q) { d = Conv(x, w) n = BatchNormalization(d, b, g, m, v) q = Relu(n) }> }"
+    )
+    proto = model(text, w=draw(4, 3, 3, 3), **statistics(4))
+    for flag in (True, False):
+        feeds = {"x": draw(2, 3, 8, 8), "k": np.array(flag)}
+        after = assert_rewrites(FoldBatchNorm(), proto, ops={"If": 1}, feeds=feeds, rewritten=2)
+    ops = [[node.op_type for node in attribute.g.node] for attribute in after.graph.node[0].attribute]
+    assert sorted(ops) == [["Conv"], ["Conv", "Relu"]]
+
+
+def test_folds_inside_of_a_loop() -> None:
+    text = (
+        "g (float[2,4,6,6] x) => (float[2,4,6,6] z) { z = Loop(n, , x) "
+        "<body = l (int64 i, bool k, float[2,4,6,6] s) => (bool k2, float[2,4,6,6] t) "
+        "{ k2 = Identity(k) c = Conv(s, w) t = BatchNormalization(c, g, b, m, v) }> }"
+    )
+    proto = model(text, w=draw(4, 4, 1, 1), n=np.int64(3), **statistics(4))
+    after = assert_rewrites(FoldBatchNorm(), proto, ops={"Loop": 1})
+    assert [node.op_type for node in after.graph.node[0].attribute[0].g.node] == ["Identity", "Conv"]
+
+
+def test_folds_inside_of_a_local_function() -> None:
+    text = (
+        "g (float[2,3,4] x) => (float[2,2,4] y) { y = local.block(x) } "
+        '<opset_import: ["" : 17], domain: "local"> block (x) => (y) '
+        "{ w = Constant<value = float[2,3,1] {1,2,3,4,5,6}>() c = Conv(x, w) g = Constant<value_floats = [1.5, -0.5]>() "
+        "b = Constant<value = float[2] {3, 4}>() v = Constant<value = float[2] {0.5, 2}>() "
+        "y = BatchNormalization(c, g, b, b, v) }"
+    )
+    after = assert_rewrites(FoldBatchNorm(), model(text), ops={"block": 1}, rewritten=1)
+    assert [node.op_type for node in after.functions[0].node if node.op_type != "Constant"] == ["Conv"]
+
+
+def test_a_veto_is_kept() -> None:
+    from graphopt.graph import GraphView
+    from graphopt.model import from_proto
+
+    proto = model(CONV.format(attrs=""), w=draw(4, 3, 3, 3), **statistics(4))
+    result = FoldBatchNorm().apply(GraphView(from_proto(proto), vetoes={"y": "it lies"}))
+    assert not result.rewritten
+    assert [(skipped.site, skipped.reason) for skipped in result.skipped] == [("y", "it lies")]

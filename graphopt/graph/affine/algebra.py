@@ -14,6 +14,8 @@ from graphopt.result import Skip
 
 Array = NDArray[np.float64]
 
+_EPSILON = float(np.float32(1e-5))
+
 
 @dataclass(frozen=True, eq=False)
 class Affine:
@@ -128,7 +130,7 @@ def batchnorm(view: GraphView, node: gs.Node) -> Affine:
         raise Skip(f"its parameters have shapes {gamma.shape}, {beta.shape}, {mean.shape}, {var.shape}")
     if (var < 0).any():
         raise Skip(f"negative variance {var.min():.3g} in {node.inputs[4].name!r}")
-    spread = var + number(node, "epsilon", 1e-5)
+    spread = var + number(node, "epsilon", _EPSILON)
     if not (spread > 0).all():
         raise Skip(f"variance plus epsilon is {spread.min():.3g} in {node.inputs[4].name!r}")
     scale = gamma / np.sqrt(spread)

@@ -37,9 +37,26 @@ def assign(view: GraphView, node: gs.Node, values: Mapping[int, Array], like: in
 
     def make() -> None:
         for slot, array in narrow.items():
-            view.edit.set_values(node, slot, array, dtype=array.dtype)
+            old = node.inputs[slot] if slot < len(node.inputs) else None
+            if isinstance(old, gs.Constant):
+                view.edit.set_values(node, slot, array, dtype=array.dtype)
+            else:
+                stem = str(old.name) if old is not None and old.name else f"{node.outputs[0].name}_bias"
+                view.edit.set_input(
+                    node, slot, _shared_bias(view, node, slot, array) or view.edit.constant(stem, array)
+                )
 
     return Change(make)
+
+
+def _shared_bias(view: GraphView, node: gs.Node, slot: int, array: NDArray[Any]) -> gs.Tensor | None:
+    """Return the equal constant that a layer with the same weight has in this slot."""
+    for other in view.readers(node.inputs[1]) if slot > 1 else []:
+        if other is not node and len(other.inputs) > slot and view.edit.graph_of(other) is view.edit.graph_of(node):
+            values = view.array(other.inputs[slot])
+            if values is not None and values.dtype == array.dtype and np.array_equal(values, array):
+                return other.inputs[slot]
+    return None
 
 
 def remove(view: GraphView, node: gs.Node, operand: gs.Tensor) -> Change:
