@@ -285,9 +285,9 @@ class Edit:
         graph = self.graph_of(node)
         for home, copy in self._copies.get(id(old), (old, []))[1]:
             values = copy.values
-            if home is graph and values.dtype == array.dtype and values.shape == array.shape:
-                if values.tobytes() == array.tobytes():
-                    return copy
+            alike = home is graph and values.dtype == array.dtype and values.shape == array.shape
+            if alike and values.tobytes() == array.tobytes():
+                return copy
         return None
 
     def _only_reader(self, tensor: gs.Tensor, node: gs.Node) -> bool:

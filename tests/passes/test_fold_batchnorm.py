@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
+from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from numpy.typing import NDArray
 
-from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from graphopt.testing import assert_rewrites, assert_skips, model, run_alone
 
 Arrays = dict[str, NDArray[Any]]
@@ -164,7 +164,8 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
         {"Conv": 1, "Reshape": 1},
     ),
     "pooled": (
-        "g (float[N,3,8,8] x) => (float[N,6,1,1] y) { c = Conv(x, w) p = AveragePool<kernel_shape=[2,2], pads=[1,1,1,1]>(c) "
+        "g (float[N,3,8,8] x) => (float[N,6,1,1] y) { c = Conv(x, w) p = AveragePool<kernel_shape=[2,2], "
+        "pads=[1,1,1,1]>(c) "
         "q = GlobalAveragePool(p) y = BatchNormalization(q, g, b, m, v) }",
         {"w": draw(6, 3, 3, 3), **statistics(6)},
         {"Conv": 1, "AveragePool": 1, "GlobalAveragePool": 1},
@@ -229,7 +230,8 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
         {"Conv": 1},
     ),
     "before a conv with bias, auto_pad VALID": (
-        'g (float[N,4,8] x) => (float[N,6,6] y) { n = BatchNormalization(x, g, b, m, v) y = Conv<auto_pad="VALID">(n, w, cb) }',
+        "g (float[N,4,8] x) => (float[N,6,6] y) { n = BatchNormalization(x, g, b, m, v) y = "
+        'Conv<auto_pad="VALID">(n, w, cb) }',
         {"w": draw(6, 4, 3), "cb": draw(6), **statistics(4)},
         {"Conv": 1},
     ),
@@ -295,7 +297,8 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
         {"MatMul": 1, "Add": 1},
     ),
     "before a flatten and gemm": (
-        "g (float[N,4,3,3] x) => (float[N,5] y) { n = BatchNormalization(x, g, b, m, v) f = Flatten(n) y = Gemm(f, w) }",
+        "g (float[N,4,3,3] x) => (float[N,5] y) { n = BatchNormalization(x, g, b, m, v) f = Flatten(n) y = "
+        "Gemm(f, w) }",
         {"w": draw(36, 5), **statistics(4)},
         {"Flatten": 1, "Gemm": 1},
     ),
@@ -324,7 +327,8 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
         {"Concat": 1, "Conv": 1},
     ),
     "identity branch beside convs": (
-        "g (float[N,4,6,6] x) => (float[N,4,6,6] y) { c = Conv<pads=[1,1,1,1]>(x, w) p = BatchNormalization(c, g, b, m, v) "
+        "g (float[N,4,6,6] x) => (float[N,4,6,6] y) { c = Conv<pads=[1,1,1,1]>(x, w) p = BatchNormalization(c, "
+        "g, b, m, v) "
         "d = Conv(x, w2) q = BatchNormalization(d, g2, b2, m2, v2) i = BatchNormalization(x, g3, b3, m3, v3) "
         "s = Add(p, q) t = Add(i, s) y = Relu(t) }",
         {
@@ -478,7 +482,8 @@ REFUSALS: dict[str, tuple[str, Arrays, str]] = {
         "the padding of Conv 'y' depends on the size of its input",
     ),
     "transposed conv behind": (
-        "g (float[N,4,8,8] x) => (float[N,4,10,10] y) { n = BatchNormalization(x, g, b, m, v) y = ConvTranspose(n, k) }",
+        "g (float[N,4,8,8] x) => (float[N,4,10,10] y) { n = BatchNormalization(x, g, b, m, v) y = "
+        "ConvTranspose(n, k) }",
         {"k": draw(4, 4, 3, 3)},
         "ConvTranspose 'y' would not shift its output evenly",
     ),
@@ -674,7 +679,8 @@ def test_parameters_in_constant_nodes_and_behind_identity() -> None:
 
 def test_computed_parameters_are_evaluated() -> None:
     text = (
-        "g (float[N,3,4] x) => (float[N,2,4] y) { r = Reshape(k, shape) w = Transpose<perm=[1,0,2]>(r) s = Shape<start=0, end=1>(w) one = Constant<value = float {1.0}>() "
+        "g (float[N,3,4] x) => (float[N,2,4] y) { r = Reshape(k, shape) w = Transpose<perm=[1,0,2]>(r) s = "
+        "Shape<start=0, end=1>(w) one = Constant<value = float {1.0}>() "
         "g = Expand(one, s) zero = Constant<value = double {0.25}>() z = CastLike(zero, x) b = Expand(z, s) "
         "v = ConstantOfShape<value = float[1] {4}>(s) "
         "c = Conv(x, w, b) y = BatchNormalization(c, g, b, b, v) }"
@@ -708,7 +714,8 @@ def test_folds_inside_of_subgraphs() -> None:
     text = (
         "g (float[2,3,8,8] x, bool k) => (float[2,4,6,6] z) { z = If(k) "
         "<then_branch = t () => (float[2,4,6,6] p) { c = Conv(x, w) p = BatchNormalization(c, g, b, m, v) }, "
-        "else_branch = e () => (float[2,4,6,6] q) { d = Conv(x, w) n = BatchNormalization(d, b, g, m, v) q = Relu(n) }> }"
+        "else_branch = e () => (float[2,4,6,6] q) { d = Conv(x, w) n = BatchNormalization(d, b, g, m, v) q = "
+        "Relu(n) }> }"
     )
     proto = model(text, w=draw(4, 3, 3, 3), **statistics(4))
     for flag in (True, False):
@@ -733,7 +740,8 @@ def test_folds_inside_of_a_local_function() -> None:
     text = (
         "g (float[2,3,4] x) => (float[2,2,4] y) { y = local.block(x) } "
         '<opset_import: ["" : 17], domain: "local"> block (x) => (y) '
-        "{ w = Constant<value = float[2,3,1] {1,2,3,4,5,6}>() c = Conv(x, w) g = Constant<value_floats = [1.5, -0.5]>() "
+        "{ w = Constant<value = float[2,3,1] {1,2,3,4,5,6}>() c = Conv(x, w) g = Constant<value_floats = [1.5, "
+        "-0.5]>() "
         "b = Constant<value = float[2] {3, 4}>() v = Constant<value = float[2] {0.5, 2}>() "
         "y = BatchNormalization(c, g, b, b, v) }"
     )
