@@ -83,13 +83,11 @@ class Channels:
         ranked: dict[int, int] = {}
         for start, (node, slot) in zip(self.labels.starts, self.labels.owners, strict=True):
             family = int(self.family[start])
-            use = self.labels.uses.get((id(node), slot))
-            feeds = use is not None and any(
-                use.roles[axis] == "feeds" and label[0] == start for axis, label in use.axes.items()
-            )
-            rank = 0 if feeds else 1
+            use, axis = self.labels.born.get(start, (None, 0))
+            rank = 0 if use is not None and use.roles[axis] == "feeds" else 1
             if rank < ranked.get(family, 2):
-                found[family], ranked[family] = self.facts.view.site(node), rank
+                found[family] = self.facts.view.site(node if use is None else use.readers[axis])
+                ranked[family] = rank
         return found
 
     # -- what goes -----------------------------------------------------------------------------------------------------
@@ -131,7 +129,7 @@ class Channels:
         idle = np.zeros(len(self.root), dtype=bool)
         witness = np.full(len(self.root), -1)
         reader = np.full(len(self.root), -1)
-        tensors = [self.labels.tensors[key] for key in self.labels.variables]
+        tensors = [t for t in self.labels.tensors.values() if not self.facts.is_computed(t)]
         for index, tensor in enumerate(tensors):
             for axis, label in enumerate(self.labels.variables[id(tensor)]):
                 if label is None:

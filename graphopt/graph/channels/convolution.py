@@ -44,9 +44,13 @@ class Convolution(Transfer):
         live = facts.needed(out, 1)
         reads = layout.nonzero(node, facts) & live.reshape(layout.group, -1, 1)
         known = facts.uniform(node.inputs[0], 1)
-        foldable = facts.is_constant(node.inputs[1]) and (not _has_bias(node) or facts.is_constant(node.inputs[2]))
+        bias = not _has_bias(node) or facts.is_constant(node.inputs[2])
+        stored = facts.is_constant(node.inputs[1])
+        foldable = (layout.borderless and bias and facts.has_weight(node.inputs[1])) or (
+            not layout.borderless and layout.group == 1 and stored
+        )
         read = reads.any(axis=1).ravel()
-        mask = read & ~absorbed(known, read, foldable and (layout.borderless or layout.group == 1))
+        mask = read & ~absorbed(known, read, foldable)
         if known is not None and not layout.borderless and (constant := read & ~mask & (known != 0)).any():
             chosen = int(np.flatnonzero(constant)[0])
             mask[chosen], facts.memory[id(node), "chosen"] = True, chosen
@@ -195,7 +199,7 @@ class Layout:
 
     def arranged(self, node: gs.Node, facts: Facts) -> NDArray[np.generic] | None:
         """Return the weight as [group, out / group, in / group, ...], or None if it is not constant."""
-        weight = facts.array(node.inputs[1])
+        weight = facts.weight(node.inputs[1])
         if weight is None:
             return None
         shape = (self.group, -1, *weight.shape[1:])

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from graphopt.graph.channels.inference import infer_outputs
 from graphopt.graph.channels.values import Values, constant_of, evaluate_values, is_stored
 from graphopt.graph.constants import read_values
+from graphopt.graph.evaluate import evaluate
 from graphopt.graph.shapes import Shape
 from graphopt.graph.view import GraphView
 
@@ -34,6 +35,7 @@ class Facts:
         self._uniform: dict[int, dict[int, Vector]] = {}
         self._needed: dict[int, dict[int, Mask]] = {}
         self._constant: dict[int, bool] = {}
+        self._computed: dict[int, bool] = {}
         self._arrays: dict[int, NDArray[np.generic]] = {}
         self.memory: dict[tuple[int, str], Any] = {}
 
@@ -81,6 +83,33 @@ class Facts:
         if array is not None and array.size <= SMALL:
             self._arrays[id(tensor)] = array
         return array
+
+    def kind(self, tensor: gs.Tensor) -> str:
+        """Return the kind of a constant's element type as numpy has it; low-precision floats are "V"."""
+        source = constant_of(tensor)
+        if source is None:
+            array = self.array(tensor)
+            return "O" if array is None else array.dtype.kind
+        return "O" if source.dtype is None else np.dtype(source.dtype).kind
+
+    def has_weight(self, tensor: gs.Tensor) -> bool:
+        """Whether a tensor is a constant, or computed from constants by moving or casting."""
+        if self.is_constant(tensor):
+            return True
+        if id(tensor) not in self._computed:
+            self._computed[id(tensor)] = bool(tensor.inputs) and evaluate(self.view, tensor) is not None
+        return self._computed[id(tensor)]
+
+    def weight(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
+        """Return the values of a constant, or of a tensor that is computed from constants by moving or casting."""
+        if self.is_constant(tensor):
+            return self.array(tensor)
+        return evaluate(self.view, tensor) if self.has_weight(tensor) else None
+
+    def is_computed(self, tensor: gs.Tensor) -> bool:
+        """Whether a tensor is known to be the same whatever the model's inputs are."""
+        values = self._values.get(id(tensor))
+        return self._computed.get(id(tensor), False) or (values is not None and bool(values.known.all()))
 
     def values(self, tensor: gs.Tensor) -> Values | None:
         """Return what is known of the elements of a small tensor, of integers above all."""

@@ -17,7 +17,8 @@ Axes = list[Label | None]
 class Use:
     """One input slot of one node that reads a constant: its labelled axes and what the constant does there.
 
-    ``role`` is "feeds" (added to the channel, or multiplied into everything that makes it), "scales" (multiplies the
+    ``readers`` are the layers that it works in, which come after ``node`` where a weight is transposed first. A role
+    is "feeds" (added to the channel, or multiplied into everything that makes it), "scales" (multiplies the
     channel), "reads" (multiplies it into other channels) or "aside" (none of these, such as a running mean).
     """
 
@@ -25,6 +26,7 @@ class Use:
     slot: int
     axes: dict[int, Label] = field(default_factory=dict)
     roles: dict[int, str] = field(default_factory=dict)
+    readers: dict[int, gs.Node] = field(default_factory=dict)
 
 
 class Labels:
@@ -43,6 +45,7 @@ class Labels:
         self.variables: dict[int, Axes] = {}
         self.tensors: dict[int, gs.Tensor] = {}
         self.uses: dict[tuple[int, int], Use] = {}
+        self.born: dict[int, tuple[Use, int]] = {}
         self.edges: list[tuple[Label, Label]] = []
         self.blocks: list[tuple[Label, str]] = []
 
@@ -59,14 +62,21 @@ class Labels:
         axis %= rank
         if not self.facts.is_constant(tensor):
             axes = self.variables.get(id(tensor))
-            return axes[axis] if axes is not None else None
+            label = axes[axis] if axes is not None else None
+            if label is not None and role != "aside" and int(label[0]) in self.born:
+                self._assign(*self.born[int(label[0])], role, node)
+            return label
+        if not self._carries_channels(node, slot):
+            return None
         use = self.uses.setdefault((id(node), slot), Use(node, slot))
         if axis not in use.axes:
             size = self.facts.dim(tensor, axis)
             if size is None or size == 0:
                 return None
             use.axes[axis] = self.fresh(size, node, slot)
-            use.roles[axis] = role
+            use.roles[axis], use.readers[axis] = "aside", node
+            self.born[int(use.axes[axis][0])] = use, axis
+        self._assign(use, axis, role, node)
         return use.axes[axis]
 
     def pinned(self, size: int, node: gs.Node, reason: str) -> Label:
@@ -78,7 +88,17 @@ class Labels:
     def attach(self, node: gs.Node, slot: int, axis: int, labels: Label, role: str) -> None:
         """Give an axis of a constant input labels that exist already."""
         use = self.uses.setdefault((id(node), slot), Use(node, slot))
-        use.axes[axis], use.roles[axis] = labels, role
+        use.axes[axis], use.roles[axis], use.readers[axis] = labels, role, node
+
+    def _carries_channels(self, node: gs.Node, slot: int) -> bool:
+        """Whether a constant can hold weights: floats, or integers that are dequantized; not indices and sizes."""
+        kind = self.facts.kind(node.inputs[slot])
+        return kind in "fV" or (kind in "iu" and node.op == "DequantizeLinear")
+
+    def _assign(self, use: Use, axis: int, role: str, node: gs.Node) -> None:
+        """Give an axis of a constant its role, once."""
+        if role != "aside" and use.roles[axis] == "aside":
+            use.roles[axis], use.readers[axis] = role, node
 
     def axes(self, node: gs.Node, slot: int, role: str = "aside") -> Axes:
         """Return the labels of all axes of an input; size-1 axes of constants have none."""

@@ -95,7 +95,7 @@ class Expand(Keeping):
             repeated = inner < 0 or facts.dim(node.inputs[0], inner) == 1
             if out in back:
                 axes.append(labels.axis(node, 0, back[out], "feeds"))
-            elif repeated and size is not None and size > 1:
+            elif repeated and size is not None and size > 1 and _is_float(node.inputs[0], facts):
                 axes.append(labels.fresh(size, node, -1))
             else:
                 if not repeated:
@@ -107,6 +107,14 @@ class Expand(Keeping):
     def cut(self, node: gs.Node, cut: Cut) -> None:
         """Write the new sizes into the target shape; a size of 1 there keeps the input's."""
         cut.resize(node, 1)
+
+
+def _is_float(tensor: gs.Tensor, facts: Facts) -> bool:
+    """Whether a tensor is known to hold floats: a constant or a computed value."""
+    if facts.is_constant(tensor):
+        return facts.kind(tensor) in "fV"
+    values = facts.values(tensor)
+    return values is not None and values.array.dtype.kind in "fV"
 
 
 @register("Tile")
