@@ -81,7 +81,7 @@ class Raise:
         kind = self._type(tensor)
         return len(kind.shape.dim) if kind is not None and kind.HasField("shape") else None
 
-    def dtype(self, tensor: gs.Tensor) -> "np.dtype[Any]":
+    def dtype(self, tensor: gs.Tensor) -> Any:
         """Return the element type of a tensor.
 
         Raises:

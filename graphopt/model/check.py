@@ -123,7 +123,11 @@ def check_tensor(tensor: TensorProto, length: int | None = None) -> None:
     count = math.prod(tensor.dims)
     if tensor.data_type in (TensorProto.COMPLEX64, TensorProto.COMPLEX128):
         count *= 2
-    count = -(-count * SUB_BYTE_BITS.get(tensor.data_type, 8) // 8)
+    if tensor.data_type not in (
+        TensorProto.FLOAT6E2M3,
+        TensorProto.FLOAT6E3M2,
+    ):  # the others of under 8 bits are packed
+        count = -(-count * SUB_BYTE_BITS.get(tensor.data_type, 8) // 8)
     if (found := len(getattr(tensor, _FIELDS[tensor.data_type]))) != count:
         raise ModelError(f"{label} of dims {list(tensor.dims)} needs {count} values, it has {found}")
 

@@ -12,6 +12,7 @@ from graphopt.errors import ModelError
 from graphopt.model.attributes import write_attributes
 from graphopt.model.ir import Constant, Graph, Info, Node, Variable
 from graphopt.model.model import Model
+from graphopt.model.order import reads
 from graphopt.model.weights import MappedValues, SparseValues, TensorValues, describe
 from graphopt.model.wire import BIG, has_marker
 
@@ -76,8 +77,9 @@ class _Writer:
         for node in graph.nodes:
             self._node(node, target.node.add())
         for constant in graph.initializers:
-            if isinstance(constant._values, SparseValues):
-                target.sparse_initializer.append(constant._values.sparse)
+            values = _values(constant)
+            if isinstance(values, SparseValues):
+                target.sparse_initializer.append(values.sparse)
             else:
                 self._tensor(constant, target.initializer.add())
         target.input.extend(self._inputs(graph))
@@ -122,10 +124,8 @@ class _Writer:
 
     def _tensor(self, constant: gs.Constant, target: TensorProto) -> None:
         """Write an initializer or tensor attribute."""
-        values = constant._values
+        values = _values(constant)
         original = constant.original if isinstance(constant, Constant) else None
-        if isinstance(values, np.ndarray) and original is not None and _is_same(original, values):
-            values = original
         if isinstance(values, TensorValues):
             target.CopyFrom(values.tensor)
             if target.name != constant.name:
@@ -177,7 +177,7 @@ def _value_infos(graph: gs.Graph) -> list[onnx.ValueInfoProto]:
 
     What is about a tensor that the graph no longer has, or whose shape a pass has set to None, is dropped.
     """
-    alive = {id(t) for node in graph.nodes for t in [*node.inputs, *node.outputs]}
+    alive = {id(tensor) for node in graph.nodes for tensor in [*reads(node), *node.outputs]}
     alive |= {id(t) for t in [*graph.initializers, *graph.inputs, *graph.outputs]}
     infos = []
     known = {id(tensor) for _, tensor in [*graph.value_infos, *graph.input_infos, *graph.output_infos]}
@@ -231,15 +231,24 @@ def _declaration(info: onnx.ValueInfoProto | None, tensor: gs.Tensor) -> onnx.Va
     return made
 
 
-def _is_same(original: TensorValues, values: np.ndarray[Any, Any]) -> bool:
-    """Whether ``values`` equals the file's to the bit."""
+def _values(constant: gs.Constant) -> TensorValues | np.ndarray[Any, Any]:
+    """Return a constant's values: the file's own where what is there now equals them to the bit."""
+    values: TensorValues | np.ndarray[Any, Any] = constant._values
+    original = constant.original if isinstance(constant, Constant) else None
+    if original is None or values is original or isinstance(values, TensorValues):
+        return values
     if original.dtype != values.dtype or tuple(original.shape) != values.shape:
-        return False
+        return values
     before = original.load()
     if values.dtype.kind in "OSU":
-        return bool(np.array_equal(before, values))
-    same = before.__array_interface__["data"] == values.__array_interface__["data"] and before.strides == values.strides
-    return same or before.tobytes() == values.tobytes()
+        same = np.array_equal(before, values)
+    else:
+        same = (
+            before.__array_interface__["data"] == values.__array_interface__["data"]
+            and before.strides == values.strides
+        )
+        same = same or before.tobytes() == values.tobytes()
+    return original if same else values
 
 
 def _is_big(raw: bytes | memoryview) -> bool:

@@ -18,6 +18,8 @@ SUB_BYTE_BITS: dict[int, int] = {
     TensorProto.FLOAT4E2M1: 4,
     TensorProto.INT2: 2,
     TensorProto.UINT2: 2,
+    TensorProto.FLOAT6E2M3: 6,
+    TensorProto.FLOAT6E3M2: 6,
 }
 _CHUNK = 1 << 22
 
@@ -38,6 +40,8 @@ class TensorValues(gs_tensor.LazyValues):  # type: ignore[misc]
 
     def load(self) -> NDArray[Any]:
         """Return the array, in the tensor's own type (of ml_dtypes where numpy has none)."""
+        if self.tensor.data_type == TensorProto.STRING:
+            return np.array([_text(item) for item in self.tensor.string_data], dtype=object).reshape(self.shape)
         return numpy_helper.to_array(self.tensor)
 
 
@@ -87,6 +91,14 @@ class SparseValues(TensorValues):
         else:
             dense[tuple(indices.T)] = values
         return dense
+
+
+def _text(data: bytes) -> str | bytes:
+    """Return a string, or its bytes where they are not UTF-8."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return data
 
 
 def byte_size(data_type: int, dims: Any) -> int:
