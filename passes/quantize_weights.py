@@ -1,54 +1,93 @@
-"""Store the weights of layers as integers, with a DequantizeLinear in front of the layer."""
+"""Store the weights of layers as integers, with a DequantizeLinear (or Cast and Mul) in front of the layer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from graphopt import GraphView, Lossy, Pass, PassResult, Rewritten, Skip, Skipped
+from graphopt import GraphView, Lossy, OptionError, Pass, PassResult, Rewritten, Skip, Skipped, option
 from graphopt.graph.dequantize import (
+    BLOCK_OPSET,
     FP16_SCALE_OPSET,
-    PER_AXIS_OPSET,
     PREFERRED_OPSET,
+    Writer,
     is_dequantized,
+    lowest_opset,
     overhead,
-    replace_with_dequantize,
 )
 from graphopt.graph.weights import Weight, find_weights, is_candidate, is_float, is_stored, require_weight
-from graphopt.numerics.quantization import TYPES, Affine, Grouping, Quantized, noise_share, quantize
+from graphopt.numerics.ladder import blocks, climb, ladder
+from graphopt.numerics.quantization import TYPES, Affine, Grouping, Quantized
+from graphopt.numerics.ranges import range_rule
 
 _ALWAYS_WEIGHTED = ("Conv", "DeformConv", "ConvTranspose", "LSTM", "GRU", "RNN")
+_FLOORS = {16: 20.0, 8: 20.0, 4: 6.0, 2: 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeWeights(Pass):
-    """Quantize each weight to int8, symmetric, with one scale for each output channel.
+    """Quantize each weight: by default to int8, symmetric, with one scale for each output channel.
 
-    q = clip(round(w / scale), -127, 127) with scale = max|w| / 127 over a channel, and DequantizeLinear computes
-    w' = q * scale (ONNX, DequantizeLinear; arXiv 2106.08295, section 2.2). The float weight leaves the file. Cases:
+    q = clip(round(w / scale) + zero, low, high), and the model computes w' = (q - zero) * scale (ONNX,
+    DequantizeLinear; arXiv 2106.08295, section 2.2). The float weight leaves the file. Cases:
 
     1. Conv, ConvTranspose, Gemm, MatMul (either side, any rank), Gather, LSTM, GRU, RNN, and Einsum where it is a
        matrix product.
     2. The weight is an initializer or a Constant node, read directly or through Transpose, Reshape, Slice and their
        kind.
-    3. Layers that share a weight go on sharing it. If they disagree on the channel axis, the better one is taken.
+    3. Layers that share a weight go on sharing it, with one scale for all of it if they disagree on the channel axis.
 
     Refused: a weight that is computed, that the caller can override, that anything but a layer reads, that holds NaN or
     Inf, or that would not get smaller. Below opset 13 all channels of a weight have one scale; below opset 10 there is
     no DequantizeLinear. The pass asks for opset 19, the first whose DequantizeLinear has half-precision scales and runs
-    in ONNX's reference evaluator as well.
+    in ONNX's reference evaluator as well; 4- and 16-bit types and blocks need 21, int2 needs 25.
 
     Eight bits leave about 35 to 45 dB on a layer's weights and 30 dB and more on whole nets; an output below 20 dB (an
-    error of a tenth of its size) means that a layer does not bear it.
+    error of a tenth of its size) means that a layer does not bear it. The floor is 6 dB for four bits, 0 dB for two.
     """
 
     name = "quantize-weights"
     contract = Lossy(min_sqnr_db=20.0)
     compresses = True
 
+    dtype: Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "float8"] = option(
+        "int8", "The type that weights are stored in; float8 is e4m3fn."
+    )
+    granularity: Literal["tensor", "channel", "block"] = option(
+        "channel", "Which values share a scale: all, an output channel, or neighbours within one."
+    )
+    block_size: int = option(32, "Largest number of values in a block; the nearest divisor is taken.", minimum=2)
+    symmetric: bool = option(True, "Map zero to the middle of the range; otherwise the range follows the values.")
+    range: Literal["minmax", "percentile", "mse", "std"] = option("minmax", "Which range of values to cover.")
+    percentile: float = option(99.9, "Share of values that --range percentile covers.", minimum=50, maximum=100)
+    deviations: float = option(4.0, "Standard deviations that --range std covers.", minimum=0.5, maximum=100)
+    representation: Literal["dq", "qdq", "mul"] = option(
+        "dq", "dq: DequantizeLinear; qdq: float weight, QuantizeLinear, DequantizeLinear; mul: Cast and Mul."
+    )
+    min_sqnr: float | None = option(
+        None, "Give a weight below this SQNR (dB) finer blocks, then more bits, then leave it float.", minimum=0
+    )
+
+    def __post_init__(self) -> None:
+        """Check the options; fewer bits promise less, and the form qdq does not make a file smaller."""
+        super().__post_init__()
+        if (self.representation, self.dtype) == ("qdq", "int2"):
+            raise OptionError(
+                f"{self.name}: ONNX Runtime cannot load a QuantizeLinear to int2, take --representation dq"
+            )
+        object.__setattr__(self, "contract", Lossy(min_sqnr_db=_FLOORS[TYPES[self.dtype].bits]))
+        object.__setattr__(self, "compresses", self.representation != "qdq")
+
     def required_opset(self, view: GraphView) -> int:
-        """Ask for the DequantizeLinear that every runtime has, where there is a weight to quantize."""
-        return PREFERRED_OPSET if any(is_candidate(view, weight) for weight in find_weights(view)) else 0
+        """Ask for the form that every runtime reads, where there is a weight to quantize."""
+        if not any(is_candidate(view, weight) for weight in find_weights(view)):
+            return 0
+        finest = Grouping(0, self.block_size) if self.granularity == "block" or self.min_sqnr else Grouping(0)
+        kind = TYPES[self.dtype]
+        wanted = 0 if self.representation == "mul" else BLOCK_OPSET if self.min_sqnr else PREFERRED_OPSET
+        return max(wanted, lowest_opset(kind.name, kind.opset, finest, self.representation))
 
     def run(self, view: GraphView) -> PassResult:
         """Quantize weight by weight; a layer is rewritten if one of its weights is."""
@@ -76,20 +115,52 @@ class QuantizeWeights(Pass):
         Raises:
             Skip: It stays float.
         """
-        values = require_weight(view, weight)
-        kind, opset = TYPES["int8"], weight.home.opset
-        if opset < kind.opset:
-            raise Skip(f"opset {opset} has no DequantizeLinear, which comes with opset {kind.opset}")
-        half = values.dtype == np.float16 and opset >= FP16_SCALE_OPSET
-        affine = Affine(kind, scale_dtype=np.dtype(np.float16 if half else np.float32))
-        room = values.nbytes - overhead(str(weight.source.name))
-        fitting = [group for group in _groupings(weight, opset) if affine.nbytes(values.shape, group) < room]
-        if not fitting:
-            raise Skip(f"{weight.source.name!r} of {values.nbytes} bytes would not get smaller")
-        per_channel = [group for group in fitting if group.axis is not None]
-        best = _best(values, weight, [quantize(values, affine, group) for group in per_channel or fitting])
-        replace_with_dequantize(view, weight.source, weight.home, best, values.dtype)
-        return f"{weight.source.name!r} to {kind.name} {best.grouping}, {best.sqnr_db:.1f} dB"
+        values, name = require_weight(view, weight), weight.source.name
+        best, failed = self._choose(values, weight)
+        if best is None:
+            if failed:
+                most = max(attempt.sqnr_db for attempt in failed)
+                raise Skip(f"{name!r} keeps {most:.1f} dB at best, less than {self.min_sqnr:g}")
+            raise Skip(f"{name!r} of {values.nbytes} bytes would not get smaller")
+        Writer(view, weight.source, weight.home, values.dtype).write(best, self.representation)
+        detail = f"{name!r} to {best.affine.kind.name} {best.grouping}, {best.sqnr_db:.1f} dB"
+        first = failed[0] if failed else best
+        if first is best:
+            return detail
+        return f"{detail}, after {first.affine.kind.name} {first.grouping} with {first.sqnr_db:.1f} dB"
+
+    def _choose(self, values: NDArray[np.generic], weight: Weight) -> tuple[Quantized | None, list[Quantized]]:
+        """Return the form that the options lead to, or None, and the tries that lost too much.
+
+        Raises:
+            Skip: The opset of the weight's graph has none of the forms.
+        """
+        opset, form, kind = weight.home.opset, self.representation, TYPES[self.dtype]
+        if opset < (lowest := lowest_opset(kind.name, kind.opset, Grouping(), form)):
+            needs = f"opset {opset} has no " + ("DequantizeLinear" if form == "dq" else "operators")
+            raise Skip(f"{needs} for {kind.name} weights, it needs {lowest}")
+        half = values.dtype == np.float16 and (opset >= FP16_SCALE_OPSET or form == "mul")
+        affine = Affine(kind, self.symmetric, np.dtype(np.float16 if half else np.float32))
+        room = 2 * values.nbytes if form == "qdq" else values.nbytes - overhead(str(weight.source.name))
+        axis = weight.summed_axis
+        tries = (
+            (wide, group)
+            for first in self._groupings(values.shape, weight)
+            for wide, group in ladder(affine, first, values.shape, axis)
+            if opset >= lowest_opset(wide.kind.name, wide.kind.opset, group, form)
+        )
+        return climb(values, tries, range_rule(self.range, self.percentile, self.deviations), self.min_sqnr, room)
+
+    def _groupings(self, shape: tuple[int, ...], weight: Weight) -> Iterator[Grouping]:
+        """Yield how values are to share scales, from what was asked for to what is always possible."""
+        channel = weight.channel_axis
+        if self.granularity == "block":
+            finest = blocks(shape, weight.summed_axis, self.block_size)
+            if finest is not None:
+                yield finest
+        if self.granularity != "tensor" and channel is not None:
+            yield Grouping(channel)
+        yield Grouping()
 
 
 @dataclass
@@ -112,21 +183,3 @@ def _is_site(view: GraphView, weight: Weight) -> bool:
     if is_stored(view, weight.source) or is_dequantized(view, weight.source):
         return True
     return any(use.layer.op in _ALWAYS_WEIGHTED for use in weight.uses)
-
-
-def _best(values: NDArray[np.generic], weight: Weight, attempts: list[Quantized]) -> Quantized:
-    """Return the attempt whose worst use loses least, each use judged by its own channels."""
-    if len(attempts) == 1:
-        return attempts[0]
-    axes = {use.channel for use in weight.uses if use.channel is not None}
-    return min(attempts, key=lambda attempt: max(noise_share(values, attempt, axis) for axis in axes))
-
-
-def _groupings(weight: Weight, opset: int) -> list[Grouping]:
-    """Return the ways to group a weight's values: by each axis that a layer has its channels on, and all as one.
-
-    OpenVINO 2026.4 reads scales along any axis but the first wrongly in front of a Gather, so there it is the first.
-    """
-    axes = {use.channel: None for use in weight.uses if use.channel is not None} if opset >= PER_AXIS_OPSET else {}
-    rows_only = any(use.layer.op == "Gather" for use in weight.uses)
-    return [*(Grouping(axis) for axis in axes if axis == 0 or not rows_only), Grouping()]

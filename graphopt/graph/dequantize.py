@@ -1,53 +1,136 @@
 """Puts a quantized weight into the graph, in place of the float tensor that it stands for."""
 
+from typing import Any, Literal
+
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from graphopt.graph.view import GraphView, is_op
-from graphopt.numerics.quantization import Quantized
+from graphopt.numerics.quantization import Grouping, Quantized
 
-_ONNX_TYPES = {"float32": 1, "float16": 10, "float64": 11, "bfloat16": 16}
+Representation = Literal["dq", "qdq", "mul"]
+
 PREFERRED_OPSET = 19
 FP16_SCALE_OPSET = 19
 PER_AXIS_OPSET = 13
 BLOCK_OPSET = 21
+_CAST_OPSETS = {"int4": 21, "uint4": 21, "int2": 25, "float8": 19}
 
 
-def replace_with_dequantize(
-    view: GraphView, source: gs.Tensor, home: gs.Graph, quantized: Quantized, dtype: "np.dtype[np.generic]"
-) -> None:
-    """Make DequantizeLinear produce ``source``, which graph ``home`` stores as ``dtype``, from its quantized form.
-
-    A Cast follows where the type of the scales is not the type of the tensor.
-    """
-    near, edit, name = home.nodes[0], view.edit, str(source.name)
-    inputs = [edit.constant(f"{name}_q", quantized.levels), edit.constant(f"{name}_s", quantized.scale)]
-    if quantized.zero_point is not None:
-        inputs.append(edit.constant(f"{name}_z", quantized.zero_point))
-    attrs = {}
-    if quantized.grouping.axis is not None:
-        attrs["axis"] = quantized.grouping.axis
-    if quantized.grouping.block is not None:
-        attrs["block_size"] = quantized.grouping.block
-    result = source
-    if isinstance(source, gs.Constant):
-        result = gs.Variable(name)
-        edit.replace_uses(source, result)
-    else:
-        edit.remove([source.inputs[0]])
-    if quantized.scale.dtype == dtype:
-        _add(view, near, "DequantizeLinear", inputs, result, attrs)
-        return
-    wide = edit.variable(f"{name}_f")
-    _add(view, near, "DequantizeLinear", inputs, wide, attrs)
-    _add(view, near, "Cast", [wide], result, {"to": _ONNX_TYPES[dtype.name]})
+def lowest_opset(kind: str, dequantize_opset: int, grouping: Grouping, form: Representation) -> int:
+    """Return the first opset in which a weight of this type and grouping can be written in this form."""
+    if form == "mul":
+        return _CAST_OPSETS.get(kind, 7)
+    axis = 0 if grouping.axis is None else PER_AXIS_OPSET if grouping.block is None else BLOCK_OPSET
+    return max(dequantize_opset, axis)
 
 
-def _add(
-    view: GraphView, near: gs.Node, op: str, inputs: list[gs.Tensor], output: gs.Tensor, attrs: dict[str, int]
-) -> None:
-    """Add a node without a name, which in a small net would be a percent of the file; its output is named."""
-    view.edit.add_node(near, op, inputs, [output], attrs).name = ""
+class Writer:
+    """Writes one quantized weight in place of the stored tensor ``source`` of graph ``home``, which is of ``dtype``."""
+
+    def __init__(self, view: GraphView, source: gs.Tensor, home: gs.Graph, dtype: "np.dtype[np.generic]") -> None:
+        self._view = view
+        self._source = source
+        self._near = home.nodes[0]
+        self._name = str(source.name)
+        self._dtype = dtype
+
+    def write(self, quantized: Quantized, form: Representation) -> None:
+        """Make the readers of the tensor read its quantized form; the float tensor stays only in the form ``qdq``.
+
+        A Cast follows where the type of the scales is not the type of the tensor.
+        """
+        result = self._result(form)
+        same = quantized.scale.dtype == self._dtype
+        last = result if same else self._view.edit.variable(f"{self._name}_f")
+        {"dq": self._dq, "qdq": self._qdq, "mul": self._mul}[form](quantized, last)
+        if not same:
+            self._add("Cast", [last], result, to=_onnx_type(self._dtype))
+
+    def _result(self, form: Representation) -> gs.Tensor:
+        """Return the tensor that readers are to read, and free it from what produced it."""
+        if form == "qdq":
+            result = self._view.edit.variable(f"{self._name}_dq")
+            self._view.edit.replace_uses(self._source, result)
+            return result
+        if isinstance(self._source, gs.Constant):
+            result = gs.Variable(self._name)
+            self._view.edit.replace_uses(self._source, result)
+            return result
+        self._view.edit.remove([self._source.inputs[0]])
+        return self._source
+
+    def _dq(self, quantized: Quantized, out: gs.Tensor) -> None:
+        """Integers and DequantizeLinear."""
+        levels = self._constant("q", quantized.levels)
+        self._add("DequantizeLinear", [levels, *self._parameters(quantized)], out, **_axis(quantized.grouping))
+
+    def _qdq(self, quantized: Quantized, out: gs.Tensor) -> None:
+        """Float weight, QuantizeLinear and DequantizeLinear; the zero point tells the type, so it is never left out."""
+        zero = quantized.zero_point
+        if zero is None:
+            zero = np.zeros(quantized.scale.shape, quantized.affine.kind.dtype)
+        parameters = [self._constant("s", quantized.scale), self._constant("z", zero)]
+        wide = self._source
+        if quantized.scale.dtype != self._dtype:
+            wide = self._view.edit.variable(f"{self._name}_w")
+            self._add("Cast", [self._source], wide, to=_onnx_type(quantized.scale.dtype))
+        levels = self._view.edit.variable(f"{self._name}_q")
+        self._add("QuantizeLinear", [wide, *parameters], levels, **_axis(quantized.grouping))
+        self._add("DequantizeLinear", [levels, *parameters], out, **_axis(quantized.grouping))
+
+    def _mul(self, quantized: Quantized, out: gs.Tensor) -> None:
+        """Integers, Cast and Mul, with Sub before it if there is a zero point; blocks get an axis of their own."""
+        shape, grouping = quantized.levels.shape, quantized.grouping
+        levels, scale, zero = quantized.levels, quantized.scale, quantized.zero_point
+        if grouping.axis is not None and grouping.block is not None:
+            axis = grouping.axis + 1
+            levels = levels.reshape(*shape[: grouping.axis], -1, grouping.block, *shape[axis:])
+            scale = np.expand_dims(scale, axis)
+            zero = None if zero is None else np.expand_dims(zero, axis)
+        elif grouping.axis is not None:
+            ends = [-1 if axis == grouping.axis else 1 for axis in range(len(shape))]
+            scale, zero = scale.reshape(ends), None if zero is None else zero.reshape(ends)
+        real = self._cast("q", levels, scale.dtype)
+        if zero is not None:
+            even = zero.reshape(-1)[0] if (zero == zero.reshape(-1)[0]).all() else None
+            shift = self._cast("z", zero if even is None else np.asarray(even), scale.dtype)
+            centred = self._view.edit.variable(f"{self._name}_c")
+            self._add("Sub", [real, shift], centred)
+            real = centred
+        product = out if levels.shape == shape else self._view.edit.variable(f"{self._name}_b")
+        self._add("Mul", [real, self._constant("s", scale)], product)
+        if product is not out:
+            self._add("Reshape", [product, self._constant("h", np.array(shape, np.int64))], out)
+
+    def _cast(self, suffix: str, values: NDArray[Any], dtype: "np.dtype[Any]") -> gs.Tensor:
+        """Store values and cast them to a float type."""
+        real = self._view.edit.variable(f"{self._name}_{suffix}f")
+        self._add("Cast", [self._constant(suffix, values)], real, to=_onnx_type(dtype))
+        return real
+
+    def _parameters(self, quantized: Quantized) -> list[gs.Tensor]:
+        scale = self._constant("s", quantized.scale)
+        return [scale] if quantized.zero_point is None else [scale, self._constant("z", quantized.zero_point)]
+
+    def _constant(self, suffix: str, values: NDArray[Any]) -> gs.Tensor:
+        return self._view.edit.constant(f"{self._name}_{suffix}", values)
+
+    def _add(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, **attrs: int) -> None:
+        """Add a node without a name, which in a small net would be a percent of the file; its output is named."""
+        self._view.edit.add_node(self._near, op, inputs, [output], attrs).name = ""
+
+
+def _axis(grouping: Grouping) -> dict[str, int]:
+    """Return the attributes of QuantizeLinear and DequantizeLinear."""
+    attrs = {} if grouping.axis is None else {"axis": grouping.axis}
+    return attrs if grouping.block is None else {**attrs, "block_size": grouping.block}
+
+
+def _onnx_type(dtype: "np.dtype[Any]") -> int:
+    return int(onnx.helper.np_dtype_to_tensor_dtype(dtype))
 
 
 def overhead(name: str) -> int:
@@ -56,9 +139,11 @@ def overhead(name: str) -> int:
 
 
 def is_dequantized(view: GraphView, tensor: gs.Tensor) -> bool:
-    """Whether a tensor is computed from stored integers by DequantizeLinear, or by Cast and Mul."""
+    """Whether a tensor is computed in one of the forms that a weight is written in."""
     node = view.producer(tensor)
-    while node is not None and is_op(node, "DequantizeLinear", "Cast", "Mul", "Sub"):
+    while node is not None and is_op(node, "DequantizeLinear", "Cast", "Mul", "Sub", "Reshape"):
+        if is_op(node, "DequantizeLinear") and view.producer(node.inputs[0], "QuantizeLinear"):
+            return view.array(node.inputs[0].inputs[0].inputs[0]) is not None
         if is_op(node, "DequantizeLinear", "Cast") and (values := view.array(node.inputs[0])) is not None:
             return values.dtype.kind not in "f"
         node = view.producer(node.inputs[0])

@@ -52,6 +52,23 @@ class Weight:
     home: gs.Graph
     uses: list[WeightUse] = field(default_factory=list)
 
+    @property
+    def channel_axis(self) -> int | None:
+        """The axis that every use has its channels on; None if they disagree.
+
+        OpenVINO 2026.4 misreads scales along any other axis of a MatMul's weight, and along any axis but the first of a
+        table that Gather reads.
+        """
+        axes = {use.channel for use in self.uses}
+        axis = axes.pop() if len(axes) == 1 else None
+        return None if axis and any(use.layer.op == "Gather" for use in self.uses) else axis
+
+    @property
+    def summed_axis(self) -> int | None:
+        """The axis that every use sums over; None if they disagree."""
+        axes = {use.summed for use in self.uses}
+        return axes.pop() if len(axes) == 1 else None
+
 
 def weight_slots(view: GraphView, node: gs.Node) -> list[WeightSlot]:
     """Return the slots in which a layer can take a weight; empty for any other operator."""

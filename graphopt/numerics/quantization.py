@@ -238,15 +238,6 @@ def dequantize(quantized: Quantized) -> Floats:
     )
 
 
-def noise_share(values: Array, quantized: Quantized, axis: int) -> float:
-    """Return noise over signal for each slice of ``axis``, averaged; slices without signal count as met."""
-    wide = values.astype(np.float64)
-    others = tuple(other for other in range(values.ndim) if other != axis)
-    signal = np.square(wide).sum(axis=others)
-    noise = np.square(dequantize(quantized) - wide).sum(axis=others)
-    return float(np.mean(noise / np.where(signal == 0.0, 1.0, signal)))
-
-
 def spread(scale: Array, shape: tuple[int, ...], grouping: Grouping) -> Array:
     """Return scales (or zero points) in a shape that broadcasts against the values."""
     if grouping.axis is None or scale.ndim == 0:

@@ -215,16 +215,15 @@ def test_tied_weights_stay_tied() -> None:
     assert_agree(after, {"i": np.array([[0, 5, 23], [1, 2, 3]])}, 1e-5)
 
 
-def test_tied_weights_of_different_axes_take_the_better_one() -> None:
+def test_tied_weights_of_different_axes_have_one_scale() -> None:
     text = """g (float[2,24] x) => (float[2,24] y, float[2,24] z) {
         y = MatMul(x, w)
         z = Gemm<transB=1>(x, w) }"""
     weight = draw(24, 24)
-    weight[:, 3] *= 1000.0
     after = assert_rewrites(
         QuantizeWeights(), model(text, w=weight), ops={"MatMul": 1, "Gemm": 1, "DequantizeLinear": 1}, rewritten=2
     )
-    np.testing.assert_array_equal(initializers(after)["w_s"], expected_int8(weight, 1)[1])
+    np.testing.assert_array_equal(initializers(after)["w_s"], expected_int8(weight, None)[1])
 
 
 def test_shape_of_a_weight_may_be_asked() -> None:
@@ -410,7 +409,10 @@ REFUSALS = {
         model("g (float[1,6,9,9] x, float[8,6,3,3] w) => (float[1,8,7,7] y) { v = Relu(w) y = Conv(x, v) }"),
         "'v' is computed",
     ),
-    "opset 9": (quantized_matmul(opset=9, ir_version=4), "opset 9 has no DequantizeLinear"),
+    "opset 9": (
+        quantized_matmul(opset=9, ir_version=4),
+        "opset 9 has no DequantizeLinear for int8 weights, it needs 10",
+    ),
     "argument of a function": (
         quantized_matmul(
             text="""g (float[2,24] x) => (float[2,24] y) { z = MatMul(x, w) y = local.add(z, w) }
