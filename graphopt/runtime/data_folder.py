@@ -76,5 +76,6 @@ def _parsed(message: Any, path: Path) -> Any:
 
 
 def _number(name: str) -> int:
-    """Return the number that a name ends with."""
-    return int(re.sub(r".*_", "", name))
+    """Return the number that a name ends with, -1 if it ends with none."""
+    found = re.search(r"_(\d+)$", name)
+    return int(found[1]) if found else -1

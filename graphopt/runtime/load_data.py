@@ -32,7 +32,8 @@ def load_data(path: str | PathLike[str], model: Model) -> Data:
     if place.is_dir():
         return load_data_folder(place, signature(model))
     try:
-        with np.load(place, allow_pickle=False) as archive:
+        with place.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{place}: is a single array, an .npz with arrays keyed by input names is needed")
             arrays = {name: archive[name] for name in archive.files}
