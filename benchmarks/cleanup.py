@@ -1,0 +1,104 @@
+"""Measure graph clean-up beside onnxsim, onnxslim, onnxscript's optimizer and ONNX Runtime's basic level.
+
+Every figure is a whole process, import and file reading and writing included. The peers live in an environment of their
+own, made with ``python -m venv PEERS && PEERS/bin/pip install onnxsim==0.8.1 onnxslim==0.1.98 onnxscript==0.7.2
+onnxruntime``; then ``python benchmarks/cleanup.py FOLDER --peers PEERS/bin/python``.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx
+
+OURS = ("graphopt", "graphopt checked")
+PEERS = {
+    "onnxsim": "import onnxsim,onnx,sys; m,_=onnxsim.simplify(onnx.load(sys.argv[1])); onnx.save(m,sys.argv[2])",
+    "onnxslim": "import onnxslim,sys; onnxslim.slim(sys.argv[1],sys.argv[2])",
+    "onnxscript": (
+        "import onnx,sys,onnxscript.optimizer as o,onnxscript.rewriter as r; "
+        "onnx.save(r.rewrite(o.optimize(onnx.load(sys.argv[1]))),sys.argv[2])"
+    ),
+    "ort basic": (
+        "import sys,onnxruntime as r; s=r.SessionOptions(); s.log_severity_level=3; "
+        "s.graph_optimization_level=r.GraphOptimizationLevel.ORT_ENABLE_BASIC; "
+        "s.optimized_model_filepath=sys.argv[2]; r.InferenceSession(sys.argv[1],s,['CPUExecutionProvider'])"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """One tool on one model."""
+
+    nodes: int | None
+    seconds: float
+    megabytes: float
+    size: int
+
+
+def count_nodes(graph: onnx.GraphProto) -> int:
+    """Count nodes, those of subgraphs included and Constant nodes left out."""
+    bodies = [a.g for node in graph.node for a in node.attribute if a.type == onnx.AttributeProto.GRAPH]
+    return sum(node.op_type != "Constant" for node in graph.node) + sum(map(count_nodes, bodies))
+
+
+def measure(command: Sequence[str], target: Path) -> Run:
+    """Run a process; return what it wrote, its wall time and its peak resident memory."""
+    target.unlink(missing_ok=True)
+    start = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    wrote = target.exists() and process.returncode == 0
+    model = onnx.load(target, load_external_data=False) if wrote else None
+    nodes = count_nodes(model.graph) + sum(len(f.node) for f in model.functions) if model is not None else None
+    return Run(nodes, seconds, usage.ru_maxrss / 1024, target.stat().st_size if wrote else 0)
+
+
+def command(tool: str, peers: str, source: Path, target: Path) -> list[str]:
+    """Return the command line that cleans ``source`` into ``target`` with ``tool``."""
+    if tool in PEERS:
+        return [peers, "-c", PEERS[tool], str(source), str(target)]
+    call = [sys.executable, "-m", "graphopt", "optimize", str(source), str(target), "--preset", "clean"]
+    return call + ([] if tool == "graphopt checked" else ["--no-check"])
+
+
+def main() -> None:
+    """Print one row per model and, with ``--json``, write every figure."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", type=Path, nargs="+", help="model files, or folders of them")
+    parser.add_argument("--peers", help="the Python that the peers are installed in; without it, graphopt alone")
+    parser.add_argument("--tools", nargs="*", default=[*OURS, *PEERS], choices=[*OURS, *PEERS])
+    parser.add_argument("--repeat", type=int, default=1, help="take the fastest of so many runs")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    tools = [tool for tool in options.tools if options.peers or tool not in PEERS]
+    sources = [file for path in options.models for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path])]
+    table: dict[str, dict[str, dict[str, float | int | None]]] = {}
+    print("nodes / seconds / MB  ", " | ".join(tools))
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / "clean.onnx"
+        for source in sources:
+            before = count_nodes(onnx.load(source, load_external_data=False).graph)
+            runs = {}
+            for tool in tools:
+                call = command(tool, options.peers or "", source, target)
+                runs[tool] = min((measure(call, target) for _ in range(options.repeat)), key=lambda run: run.seconds)
+            cells = [f"{run.nodes} / {run.seconds:.2f} / {run.megabytes:.0f}" for run in runs.values()]
+            print(f"{source.stem} {before} -> ", " | ".join(cells), flush=True)
+            table[source.stem] = {"before": {"nodes": before}} | {tool: vars(run) for tool, run in runs.items()}
+    if options.json:
+        options.json.write_text(json.dumps(table, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,140 @@
+"""Pairs of nodes that one node can stand for, and nodes that a simpler one can."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+
+from graphopt.graph.noops.bypass import RESHAPES
+from graphopt.graph.noops.place import Place
+from graphopt.graph.symbolic.attributes import attribute, integers
+from graphopt.graph.symbolic.targets import reshape_numbers
+
+Rule = Callable[[Place], str | None]
+
+
+def merge_transposes(place: Place) -> str | None:
+    """Make one Transpose of two."""
+    before, order = place.before("Transpose"), place.permutation()
+    first = None if before is None else place.permutation(before)
+    if before is None or first is None or order is None or not place.is_private(place.node.inputs[0]):
+        return None
+    place.view.edit.set_input(place.node, 0, before.inputs[0])
+    place.node.attrs["perm"] = [first[axis] for axis in order]
+    return "joined with the Transpose before it"
+
+
+def merge_reshapes(place: Place) -> str | None:
+    """Make one Reshape of two reshaping nodes, where the final shape can be said in numbers."""
+    before, shape = place.before(*RESHAPES), place.out_shape()
+    if before is None or shape is None or 0 in shape or place.opset < 5 or not place.is_private(place.node.inputs[0]):
+        return None
+    numbers = reshape_numbers(shape, place.facts.shape(before.inputs[0]))
+    if numbers is None:
+        return None
+    edit, node, out = place.view.edit, place.node, place.node.outputs[0]
+    target = edit.constant(f"{out.name}_shape", np.asarray(numbers, dtype=np.int64))
+    edit.remove([node])
+    edit.add_node(node, "Reshape", [before.inputs[0], target], [out])
+    return f"joined with the {before.op} before it"
+
+
+def plain_cast(place: Place) -> str | None:
+    """Make a Cast of a CastLike whose target type is known."""
+    target = place.facts.type(place.node.inputs[1])
+    if not target or place.node.attrs.get("saturate", 1) != 1:
+        return None
+    node, out = place.node, place.node.outputs[0]
+    place.view.edit.remove([node])
+    place.view.edit.add_node(node, "Cast", [node.inputs[0]], [out], {"to": target})
+    return "a plain Cast"
+
+
+def split_at_once(place: Place) -> str | None:
+    """Make one Split of a SplitToSequence whose elements are all taken out at known places."""
+    node, view = place.node, place.view
+    sizes = _split_sizes(place)
+    readers = view.readers(node.outputs[0])
+    if sizes is None or view.is_output(node.outputs[0]) or not readers or place.opset < 13:
+        return None
+    graph = view.edit.graph_of(node)
+    taken: dict[int, list[gs.Node]] = {}
+    for reader in readers:
+        position = integers(place.facts.value(reader.inputs[1])) if reader.op == "SequenceAt" else None
+        if position is None or len(position) != 1 or not -len(sizes) <= position[0] < len(sizes):
+            return None
+        if view.edit.graph_of(reader) is not graph:
+            return None
+        taken.setdefault(position[0] % len(sizes), []).append(reader)
+    outputs = []
+    for index in range(len(sizes)):
+        takers = taken.get(index, [])
+        given = [taker.outputs[0] for taker in takers if view.is_output(taker.outputs[0])]
+        if len(given) > 1:
+            return None
+        first = (
+            given or [taker.outputs[0] for taker in takers] or [view.edit.variable(f"{node.outputs[0].name}_{index}")]
+        )[0]
+        for taker in takers:
+            if taker.outputs[0] is not first:
+                view.edit.replace_uses(taker.outputs[0], first)
+        outputs.append(first)
+    view.edit.remove([node, *readers])
+    split = view.edit.constant(f"{node.outputs[0].name}_split", np.asarray(sizes, dtype=np.int64))
+    view.edit.add_node(node, "Split", [node.inputs[0], split], outputs, {"axis": attribute(node, "axis", 0)})
+    return "a plain Split"
+
+
+def _split_sizes(place: Place) -> list[int] | None:
+    """Return the extents of a SplitToSequence's elements along its axis, or None if unknown or if it drops the axis."""
+    shape, axis = place.shape(0), attribute(place.node, "axis", 0)
+    extent = None if shape is None or not -len(shape) <= axis < len(shape) else shape[axis]
+    if not place.has(1):
+        keeps = attribute(place.node, "keepdims", 1)
+        return [1] * extent if keeps and isinstance(extent, int) else None
+    value = place.value(1)
+    sizes = integers(value)
+    if sizes is None or value is None:
+        return None
+    if value.ndim:
+        return sizes
+    if not isinstance(extent, int) or sizes[0] <= 0:
+        return None
+    whole, rest = divmod(extent, sizes[0])
+    return [sizes[0]] * whole + ([rest] if rest else [])
+
+
+def drop_unused_outputs(place: Place) -> str | None:
+    """Take the names of optional outputs away that nothing reads."""
+    node, view = place.node, place.view
+    if node.op in ("BatchNormalization", "Dropout") or len(node.outputs) < 2:
+        return None  # there, the number of outputs says whether it trains, or the mask goes with the node
+    declared = onnx.defs.get_schema(node.op, place.opset, "").outputs
+    unused = [
+        index
+        for index, out in enumerate(node.outputs)
+        if out.name
+        and index < len(declared)
+        and declared[index].option == onnx.defs.OpSchema.FormalParameterOption.Optional
+        and not view.readers(out)
+        and not view.is_output(out)
+    ]
+    named = [index for index, out in enumerate(node.outputs) if out.name]
+    if not unused or len(unused) == len(named):
+        return None
+    for index in unused:
+        view.edit.set_output(node, index, gs.Variable.empty())
+    while not node.outputs[-1].name:
+        list.__delitem__(node.outputs, -1)
+    return f"{len(unused)} unused outputs"
+
+
+MERGES: dict[str, Rule] = {
+    "Transpose": merge_transposes,
+    **dict.fromkeys(RESHAPES, merge_reshapes),
+    "CastLike": plain_cast,
+    "SplitToSequence": split_at_once,
+    **dict.fromkeys(("MaxPool", "LayerNormalization", "LSTM", "GRU", "RNN"), drop_unused_outputs),
+}
+"""For each operator, what can be made of it; a rule returns what it has done, or None if it has done nothing."""

@@ -1,0 +1,6 @@
+"""Symbolic shapes and the integer arithmetic that models do with them."""
+
+from graphopt.graph.symbolic.expression import Expression
+from graphopt.graph.symbolic.infer import Facts
+
+__all__ = ["Expression", "Facts"]

@@ -1,0 +1,179 @@
+"""Integers that are only known as expressions: polynomials in the names of dimensions, exact and canonical."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+Monomial = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A polynomial with integer coefficients in named dimensions; never a plain integer (see ``normal``).
+
+    Two expressions are equal only if they are the same polynomial. A name stands for a value that is at least zero,
+    unless it starts with ``~``. What a polynomial cannot say (a division with remainder, a maximum) becomes a name of
+    its own that spells the operation out, so that equal operations on equal operands are still equal.
+    """
+
+    terms: frozenset[tuple[Monomial, int]]
+
+    def __str__(self) -> str:
+        parts = ["*".join([*([str(c)] if c != 1 or not m else []), *m]) for m, c in sorted(self.terms)]
+        return parts[0] if len(parts) == 1 else f"({'+'.join(parts)})"
+
+
+Entry = int | Expression
+_Known = TypeVar("_Known", int, Expression, Entry)
+
+
+def name(text: str) -> Expression:
+    """Return the expression that is one named dimension."""
+    return Expression(frozenset({((text,), 1)}))
+
+
+def add(a: Entry, b: Entry) -> Entry:
+    """Return a + b."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a + b
+    sums = dict(_terms(a))
+    for monomial, factor in _terms(b):
+        sums[monomial] = sums.get(monomial, 0) + factor
+    return _normal(sums)
+
+
+def multiply(a: Entry, b: Entry) -> Entry:
+    """Return a * b."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a * b
+    products: dict[Monomial, int] = {}
+    for left, x in _terms(a):
+        for right, y in _terms(b):
+            monomial = tuple(sorted(left + right))
+            products[monomial] = products.get(monomial, 0) + x * y
+    return _normal(products)
+
+
+def subtract(a: Entry, b: Entry) -> Entry:
+    """Return a - b."""
+    return add(a, multiply(b, -1))
+
+
+def divide(a: Entry, b: Entry) -> Entry | None:
+    """Return a / b rounded towards zero, as ONNX's integer Div does; None for a division by zero."""
+    if b == 0:
+        return None
+    if isinstance(a, int) and isinstance(b, int):
+        return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+    exact = quotient(a, b)
+    return exact if exact is not None else _opaque("div", a, b, nonnegative(a) and nonnegative(b))
+
+
+def quotient(a: Entry, b: Entry) -> Entry | None:
+    """Return a / b if b is one term that divides every term of a without remainder, else None.
+
+    A symbolic divisor is taken to be other than zero: the model itself divides by it.
+    """
+    if isinstance(b, Expression) and len(b.terms) != 1:
+        return 1 if a == b else None
+    divisor, factor = next(iter(_terms(b)), ((), 0))
+    if not factor:
+        return None
+    result: dict[Monomial, int] = {}
+    for monomial, coefficient in _terms(a):
+        rest = list(monomial)
+        for atom in divisor:
+            if atom not in rest:
+                return None
+            rest.remove(atom)
+        if coefficient % factor:
+            return None
+        result[tuple(rest)] = coefficient // factor
+    return _normal(result)
+
+
+def modulo(a: Entry, b: Entry) -> Entry | None:
+    """Return a mod b with the sign of b, as ONNX's integer Mod does; None for a division by zero."""
+    if b == 0:
+        return None
+    if isinstance(a, int) and isinstance(b, int):
+        return a % b
+    return 0 if quotient(a, b) is not None else _opaque("mod", a, b, nonnegative(a) and nonnegative(b))
+
+
+def maximum(a: Entry, b: Entry) -> Entry:
+    """Return the larger of a and b."""
+    return _choose(a, b, "max", nonnegative(a) or nonnegative(b))
+
+
+def minimum(a: Entry, b: Entry) -> Entry:
+    """Return the smaller of a and b."""
+    return _choose(b, a, "min", nonnegative(a) and nonnegative(b))
+
+
+def _choose(larger: Entry, smaller: Entry, operation: str, sign: bool) -> Entry:
+    """Return ``larger`` if it is provably not below ``smaller``, the other if it is provably not above."""
+    if nonnegative(subtract(larger, smaller)):
+        return larger
+    if nonnegative(subtract(smaller, larger)):
+        return smaller
+    first, second = sorted((larger, smaller), key=str)
+    return _opaque(operation, first, second, sign)
+
+
+def nonnegative(a: Entry) -> bool:
+    """Whether a is certainly at least zero."""
+    if isinstance(a, int):
+        return a >= 0
+    return all(c >= 0 and not any(atom.startswith("~") for atom in m) for m, c in a.terms)
+
+
+def positive(a: Entry) -> bool:
+    """Whether a is certainly above zero."""
+    return nonnegative(subtract(a, 1))
+
+
+def equal(a: Entry, b: Entry) -> bool | None:
+    """Whether a equals b: True or False if that is certain, else None."""
+    if a == b:
+        return True
+    difference = subtract(a, b)
+    if isinstance(difference, int) or positive(difference) or positive(multiply(difference, -1)):
+        return False
+    return None
+
+
+def product(entries: Iterable[Entry]) -> Entry:
+    """Return the product of entries; 1 for none."""
+    total: Entry = 1
+    for entry in entries:
+        total = multiply(total, entry)
+    return total
+
+
+def lift(
+    operation: Callable[[_Known, _Known], Entry | bool | None],
+) -> Callable[[Entry | None, Entry | None], Entry | bool | None]:
+    """Make an operation on two entries give None where one is unknown."""
+    return lambda a, b: None if a is None or b is None else operation(a, b)  # type: ignore[arg-type]
+
+
+def _terms(a: Entry) -> Iterable[tuple[Monomial, int]]:
+    if isinstance(a, int):
+        return [((), int(a))] if a else []
+    return a.terms
+
+
+def _normal(terms: dict[Monomial, int]) -> Entry:
+    """Return a polynomial without zero terms; a plain int where nothing symbolic is left."""
+    kept = {monomial: factor for monomial, factor in terms.items() if factor}
+    if not kept:
+        return 0
+    if kept.keys() == {()}:
+        return kept[()]
+    return Expression(frozenset(kept.items()))
+
+
+def _opaque(operation: str, a: Entry, b: Entry, sign: bool) -> Expression:
+    """Return the name that spells an operation out; ``sign`` says that its value is at least zero."""
+    return name(f"{'' if sign else '~'}{operation}[{a},{b}]")

@@ -1,0 +1,233 @@
+"""One forward sweep over a model that tells types, symbolic shapes and the content of small integer tensors.
+
+What the file declares for tensors in the middle is not believed, only what the graph inputs declare, which a runtime
+enforces: declarations go stale when somebody edits a model.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import onnx_graphsurgeon as gs
+from onnx import TensorProto, TypeProto
+
+from graphopt.graph.constants import constant_values
+from graphopt.graph.protos import node_proto
+from graphopt.graph.symbolic import expression as ex
+from graphopt.graph.symbolic import shapes, values
+from graphopt.graph.symbolic.attributes import Value, has_reference
+from graphopt.graph.symbolic.values import SymbolicShape
+from graphopt.model import Model
+
+_FOLLOWED = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
+
+
+class Facts:
+    """What is known of every tensor of a model, by identity; it stays true while passes keep each tensor's values."""
+
+    def __init__(self, model: Model) -> None:
+        """Sweep over ``model``."""
+        self._model = model
+        self._names: dict[str, ex.Expression] = {}
+        self._types: dict[int, int] = {}
+        self._shapes: dict[int, SymbolicShape] = {}
+        self._values: dict[int, Value | None] = {}
+        self._alive: list[gs.Tensor] = []  # ids are reused once an object is gone
+        self._fed = {id(tensor) for tensor in model.overridable()}
+        self._count = 0
+        self._opsets: dict[int, int] = {}
+        self._sweep(model.graph, model.opset, trusted=True)
+        for function in model.functions:
+            self._sweep(function, function.opset or model.opset, trusted=False)
+
+    def __contains__(self, node_id: int) -> bool:
+        """Whether the sweep has seen a node, by its ``id``."""
+        return node_id in self._opsets
+
+    def type(self, tensor: gs.Tensor) -> int:
+        """Return the element type in ONNX's numbering; 0 if unknown or not a tensor."""
+        self._learn_constant(tensor)
+        return self._types.get(id(tensor), 0)
+
+    def shape(self, tensor: gs.Tensor) -> SymbolicShape:
+        """Return a tuple of int and Expression, or None if not even the rank is known."""
+        self._learn_constant(tensor)
+        return self._shapes.get(id(tensor))
+
+    def value(self, tensor: gs.Tensor) -> Value | None:
+        """Return the content of a small integer or boolean tensor: int, bool, Expression or None; None if unknown."""
+        self._learn_constant(tensor)
+        return self._values.get(id(tensor))
+
+    def opset(self, node: gs.Node) -> int:
+        """Return the version of the default domain that a node is read by; functions have their own."""
+        return self._opsets[id(node)]
+
+    def _learn_constant(self, tensor: gs.Tensor) -> None:
+        """Learn about an initializer when it is first asked for."""
+        if not isinstance(tensor, gs.Constant) or id(tensor) in self._types:
+            return
+        shape = tuple(int(n) for n in tensor.shape)
+        array = None
+        if id(tensor) not in self._fed and int(np.prod(shape)) <= values.LIMIT:
+            array = constant_values(tensor)
+        self._record(tensor, element_type(tensor), shape, None if array is None else as_value(array))
+
+    def _record(self, tensor: gs.Tensor, kind: int, shape: shapes.Partial, value: Value | None) -> None:
+        """Remember a tensor; dimensions that are unknown get a name of their own."""
+        if not tensor.name:
+            return
+        self._alive.append(tensor)
+        self._types[id(tensor)] = kind
+        if value is not None and kind in _FOLLOWED and value.size <= values.LIMIT:
+            limit = 2 ** (31 if kind == TensorProto.INT32 else 63)
+            fits = np.frompyfunc(lambda a: a if not isinstance(a, int) or -limit <= a < limit else None, 1, 1)(value)
+            value = np.asarray(fits, dtype=object)
+            self._values[id(tensor)] = value
+            self._shapes[id(tensor)] = value.shape
+            return
+        self._shapes[id(tensor)] = None if shape is None else tuple(self._known(entry) for entry in shape)
+
+    def _known(self, entry: ex.Entry | None) -> ex.Entry:
+        """Return a dimension as it is, or a fresh name where it is unknown; a dimension is never negative."""
+        if entry is None or (isinstance(entry, int) and entry < 0):
+            self._count += 1
+            return ex.name(f"?{self._count}")
+        return entry if ex.nonnegative(entry) else ex.name(f"extent[{entry}]")
+
+    # -- the sweep -----------------------------------------------------------------------------------------------------
+
+    def _sweep(self, graph: gs.Graph, opset: int, trusted: bool) -> None:
+        """Go through one graph in its order, into subgraphs where they stand."""
+        for tensor in graph.inputs:
+            declared = tensor.shape if trusted and tensor.shape is not None else None
+            shape = None if declared is None else tuple(_declared(n) for n in declared)
+            self._record(tensor, element_type(tensor), shape, None)
+        for node in graph.nodes:
+            self._opsets[id(node)] = opset
+            self._visit(node, opset)
+            for body in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
+                self._sweep(body, opset, trusted=False)
+
+    def _visit(self, node: gs.Node, opset: int) -> None:
+        """Learn about the outputs of one node."""
+        standard = node.domain in (None, "", "ai.onnx")
+        if standard and node.op == "Constant":
+            array = constant_values(node.outputs[0])
+            if array is not None:
+                held = as_value(array) if array.size <= values.LIMIT else None
+                self._record(node.outputs[0], onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, held)
+            return
+        types = self._infer(node, opset) if standard and not _has_body(node) else [None] * len(node.outputs)
+        first, value = self._follow(node, opset) if standard and not has_reference(node) else (None, None)
+        for index, (out, inferred) in enumerate(zip(node.outputs, types, strict=True)):
+            kind, shape = self._read(inferred)
+            if index == 0 and first is not None:
+                shape = _merge(shape, first)
+            self._record(out, kind or element_type(out), shape, value if index == 0 else None)
+
+    def _follow(self, node: gs.Node, opset: int) -> tuple[shapes.Partial, Value | None]:
+        """Return what our own rules tell of the first output: its shape and what it holds."""
+        measure, follow = shapes.RULES.get(node.op), values.RULES.get(node.op)
+        if measure is None and follow is None:
+            return None, None
+        known = [self.value(tensor) if tensor.name else None for tensor in node.inputs]
+        extents = [self.shape(tensor) if tensor.name else None for tensor in node.inputs]
+        try:
+            shape = measure(node, known, extents, opset) if measure else None
+            return shape, follow(node, known, extents, opset) if follow else None
+        except (IndexError, TypeError, ValueError):  # the node is malformed; a runtime would refuse it
+            return None, None
+
+    def _infer(self, node: gs.Node, opset: int) -> Sequence[TypeProto | None]:
+        """Ask ONNX for the types of a node's outputs."""
+        nothing = [None] * len(node.outputs)
+        inputs = [f"i{index}" if tensor.name else "" for index, tensor in enumerate(node.inputs)]
+        outputs = [f"o{index}" if tensor.name else "" for index, tensor in enumerate(node.outputs)]
+        proto = node_proto(node, inputs, outputs)
+        if proto is None or any(tensor.name and not self.type(tensor) for tensor in node.inputs):
+            return nothing
+        present = [(key, tensor) for key, tensor in zip(inputs, node.inputs, strict=True) if key]
+        types = {key: self._write(tensor) for key, tensor in present}
+        data = {key: stored for key, tensor in present if (stored := self._content(tensor)) is not None}
+        try:
+            schema = onnx.defs.get_schema(node.op, opset, "")
+            imports = [onnx.helper.make_opsetid("", opset)]
+            found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, {}, imports, 10)
+        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+            return nothing
+        return [found.get(name) for name in outputs]
+
+    def _content(self, tensor: gs.Tensor) -> TensorProto | None:
+        """Return what a tensor holds, for ONNX, if every element is known."""
+        value = self.value(tensor)
+        if value is None or not all(isinstance(entry, int) for entry in value.reshape(-1)):
+            return None
+        kind = onnx.helper.tensor_dtype_to_np_dtype(self.type(tensor))
+        return onnx.numpy_helper.from_array(np.asarray(value.tolist(), dtype=kind).reshape(value.shape))
+
+    def _write(self, tensor: gs.Tensor) -> TypeProto:
+        """Return a tensor's type for ONNX, each symbolic dimension under the text of its expression."""
+        proto = TypeProto()
+        proto.tensor_type.elem_type = self._types[id(tensor)]
+        shape = self._shapes.get(id(tensor))
+        if shape is not None:
+            proto.tensor_type.shape.SetInParent()
+            for entry in shape:
+                dim = proto.tensor_type.shape.dim.add()
+                if isinstance(entry, int):
+                    dim.dim_value = entry
+                else:
+                    dim.dim_param = str(entry)
+                    self._names[dim.dim_param] = entry
+        return proto
+
+    def _read(self, proto: TypeProto | None) -> tuple[int, shapes.Partial]:
+        """Return element type and shape from ONNX's answer, with its dimension names turned back."""
+        if proto is None or not proto.HasField("tensor_type"):
+            return 0, None
+        tensor = proto.tensor_type
+        if not tensor.HasField("shape"):
+            return tensor.elem_type, None
+        dims = tensor.shape.dim
+        shape = [d.dim_value if d.HasField("dim_value") else self._names.get(d.dim_param) for d in dims]
+        return tensor.elem_type, tuple(shape)
+
+
+def as_value(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> Value | None:
+    """Return a small constant as Python integers or booleans, or None if it holds anything else."""
+    if array.dtype not in (np.int64, np.int32, np.bool_):
+        return None
+    result = np.empty(array.shape, dtype=object)
+    result[...] = array.tolist() if array.ndim else array.item()
+    return result
+
+
+def element_type(tensor: gs.Tensor) -> int:
+    """Return the declared element type in ONNX's numbering, 0 if there is none."""
+    stored = getattr(getattr(tensor, "_values", None), "tensor", None)
+    if isinstance(stored, onnx.TensorProto):
+        return stored.data_type
+    if tensor.dtype is None or isinstance(tensor.dtype, int):
+        return tensor.dtype or 0
+    try:
+        return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
+    except (ValueError, TypeError, KeyError):
+        return 0
+
+
+def _merge(shape: shapes.Partial, other: shapes.Partial) -> shapes.Partial:
+    """Return what two accounts of one shape tell together."""
+    if shape is None or other is None or len(shape) != len(other):
+        return other if shape is None else shape
+    return tuple(b if a is None else a for a, b in zip(shape, other, strict=True))
+
+
+def _declared(entry: int | str | None) -> ex.Entry | None:
+    if isinstance(entry, str):
+        return ex.name(entry.lstrip("~") or "dim") if entry else None
+    return entry
+
+
+def _has_body(node: gs.Node) -> bool:
+    return any(isinstance(value, gs.Graph) for value in node.attrs.values())

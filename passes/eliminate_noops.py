@@ -1,0 +1,99 @@
+"""Take out nodes that do nothing, and make one of two that one can do."""
+
+from dataclasses import dataclass
+
+import onnx_graphsurgeon as gs
+
+from graphopt import FloatExact, GraphView, Pass, PassResult, Rewritten, Skip, Skipped
+from graphopt.graph.noops.bypass import BYPASSES
+from graphopt.graph.noops.merge import MERGES
+from graphopt.graph.noops.place import Place
+from graphopt.graph.noops.zero_sign import ZeroSigns
+from graphopt.graph.symbolic import Facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class EliminateNoops(Pass):
+    """Take out nodes that do nothing, and make one of two that one can do.
+
+    1. Gone: Identity; Dropout outside training; Cast to the type that is there already, or back from one that held
+       every value; Transpose that keeps or restores the order; Reshape, Flatten, Squeeze, Unsqueeze, Expand and Tile to
+       the shape that is there already; Slice of everything; Pad by nothing; Concat, Sum, Max, Min, Mean of one input;
+       Split into one; 1x1 pooling; x + 0, x - 0, x * 1, x / 1, x ** 1 without broadcasting; Where of one choice; Relu
+       of Relu and its kind; Not of Not, Neg of Neg.
+    2. Joined: Transposes in a row; Reshape, Flatten, Squeeze and Unsqueeze in a row.
+    3. Simpler: CastLike becomes Cast; SplitToSequence with SequenceAt becomes Split; optional outputs that nothing
+       reads lose their names.
+
+    Shapes are those that follow from what the graph inputs declare, symbolic dimensions included. Graph outputs keep
+    their names. All is bit-exact but one thing, for which the contract allows the sign of zero, and only that, to
+    differ: x + 0.0 turns -0.0 into 0.0.
+
+    Refused: x + 0.0 where a division further on would make Inf of one and -Inf of the other; Dropout in training, or
+    whose mask is used; casts that lose something on the way; an Identity that hands a graph input, an initializer or
+    another output to a graph output.
+    """
+
+    name = "eliminate-noops"
+    contract = FloatExact(rtol=0, atol=0)
+
+    def run(self, view: GraphView) -> PassResult:
+        """Sweep over the graph until nothing more is found."""
+        rewritten: list[Rewritten] = []
+        while True:
+            facts = Facts(view.model)
+            zero_signs = ZeroSigns(view)
+            found: list[Rewritten] = []
+            skipped: list[Skipped] = []
+            for node in view.nodes():
+                if node.op not in {*BYPASSES, *MERGES} or id(node) not in facts:
+                    continue
+                site = view.site(node)
+                try:
+                    detail = _rewrite(Place(view, facts, node, zero_signs), site)
+                except Skip as reason:
+                    skipped.append(Skipped(site, str(reason)))
+                    continue
+                if detail:
+                    found.append(Rewritten(site, detail))
+            rewritten += found
+            if not found:
+                return PassResult(tuple(rewritten), tuple(skipped))
+            view.edit.settle()
+
+
+def _rewrite(place: Place, site: str) -> str:
+    """Rewrite one node if a rule applies; return what was done, or nothing.
+
+    Raises:
+        Skip: A rule nearly applies, or the site is vetoed.
+    """
+    view, node = place.view, place.node
+    if node.domain not in (None, "", "ai.onnx") or not node.outputs:
+        return ""
+    bypass = BYPASSES.get(node.op)
+    source = bypass(place) if bypass else None
+    if source is not None and source.name:
+        if node.op == "Identity" and _must_stay(view, node):
+            raise Skip(f"joins {source.name!r} to a graph output")
+        view.require_permitted(site)
+        operator = node.op
+        if source is not node.inputs[0]:
+            view.edit.set_input(node, 0, source)
+        view.edit.bypass(node)
+        return f"{operator} does nothing"
+    merge = MERGES.get(node.op)
+    if merge is None or site in view.vetoes:
+        return ""
+    return merge(place) or ""
+
+
+def _must_stay(view: GraphView, node: gs.Node) -> bool:
+    """Whether an Identity gives a graph output its name that no other node can take over."""
+    source = node.inputs[0]
+    before = view.producer(source)
+    if not view.is_output(node.outputs[0]):
+        return False
+    if before is None or view.is_output(source) or view.is_input(source):
+        return True
+    return view.edit.graph_of(before) is not view.edit.graph_of(node)
