@@ -22,11 +22,10 @@ def load(path: str | PathLike[str]) -> Model:
     """
     file = Path(path)
     try:
-        skeleton, spans = strip(_mapped(file))
-        external = ExternalData(file.parent)
-        model = read_model(skeleton, spans, external.find, file)
-        model.stored_bytes = file.stat().st_size + external.size
-        return model
+        buffer = _mapped(file)
+        if buffer[: len(_LFS_POINTER)] == _LFS_POINTER:
+            raise ModelError("it is a git-lfs pointer, not the model itself: fetch it with `git lfs pull`")
+        return read_model(*strip(buffer), ExternalData(file.parent).find, file)
     except WireError as error:
         raise ModelError(f"{file}: not an ONNX model: {error}") from error
     except ModelError as error:
