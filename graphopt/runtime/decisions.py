@@ -17,37 +17,14 @@ from graphopt.errors import GraphoptError
 from graphopt.runtime.data import Data, Feeds
 from graphopt.runtime.session import Session
 
-DISCRETE = frozenset(
-    (
-        "ArgMax",
-        "ArgMin",
-        "Bernoulli",
-        "Binarizer",
-        "Ceil",
-        "DynamicQuantizeLinear",
-        "Equal",
-        "Floor",
-        "Greater",
-        "GreaterOrEqual",
-        "Hardmax",
-        "Less",
-        "LessOrEqual",
-        "Mod",
-        "Multinomial",
-        "NonMaxSuppression",
-        "NonZero",
-        "QLinearConv",
-        "QLinearMatMul",
-        "QuantizeLinear",
-        "Round",
-        "Sign",
-        "TopK",
-        "TreeEnsemble",
-        "TreeEnsembleClassifier",
-        "TreeEnsembleRegressor",
-        "Unique",
-    )
-)
+# fmt: off
+DISCRETE = frozenset((
+    "ArgMax", "ArgMin", "Bernoulli", "Binarizer", "Ceil", "DynamicQuantizeLinear", "Equal", "Floor", "Greater",
+    "GreaterOrEqual", "Hardmax", "Less", "LessOrEqual", "Mod", "Multinomial", "NonMaxSuppression", "NonZero",
+    "QLinearConv", "QLinearMatMul", "QuantizeLinear", "Round", "Sign", "TopK", "TreeEnsemble",
+    "TreeEnsembleClassifier", "TreeEnsembleRegressor", "Unique",
+))
+# fmt: on
 _BODIES = ("If", "Loop", "Scan")
 _INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL", "INT4", "UINT4")
 
@@ -81,7 +58,7 @@ def find_decisions(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> li
     An If, Loop or Scan whose bodies hold a discrete operator counts as one, if it is the same to the last bit.
     Operators that see no values of the inputs, only shapes and constants, are no decisions.
     """
-    tainted = _tainted(reference.graph)
+    tainted = tainted_tensors(reference.graph)
     others = {node.output[0]: node for node in candidate.graph.node if node.output}
     found = []
     for node in reference.graph.node:
@@ -140,7 +117,7 @@ class ForcedPair:
             yield self.run(feeds)
 
 
-def _tainted(graph: onnx.GraphProto) -> set[str]:
+def tainted_tensors(graph: onnx.GraphProto) -> set[str]:
     """Return the tensors whose values, not only shapes, depend on the values of the inputs."""
     tainted = {info.name for info in graph.input} - {tensor.name for tensor in graph.initializer}
     for node in graph.node:

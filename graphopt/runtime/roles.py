@@ -2,46 +2,22 @@
 
 from collections import defaultdict
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+# fmt: off
 _SAME_VALUES = {
-    "Cast",
-    "CastLike",
-    "Identity",
-    "Unsqueeze",
-    "Squeeze",
-    "Reshape",
-    "Flatten",
-    "Transpose",
-    "Expand",
-    "Slice",
-    "Split",
-    "Tile",
-    "Clip",
-    "Dropout",
+    "Cast", "CastLike", "Clip", "Dropout", "Expand", "Flatten", "Identity", "Reshape", "Slice", "Split", "Squeeze",
+    "Tile", "Transpose", "Unsqueeze",
 }
 _SAME_AXES = {
-    "Cast",
-    "CastLike",
-    "Identity",
-    "Clip",
-    "Relu",
-    "Dropout",
-    "Pad",
-    "Sub",
-    "Add",
-    "Mul",
-    "Div",
-    "BatchNormalization",
-    "InstanceNormalization",
-    "LayerNormalization",
-    "QuantizeLinear",
-    "DequantizeLinear",
+    "Add", "BatchNormalization", "Cast", "CastLike", "Clip", "DequantizeLinear", "Div", "Dropout", "Identity",
+    "InstanceNormalization", "LayerNormalization", "Mul", "Pad", "QuantizeLinear", "Relu", "Sub",
 }
+# fmt: on
 _SHAPE_SLOTS = {("Reshape", 1), ("Expand", 1), ("Tile", 1), ("ConstantOfShape", 0), ("Resize", 3), ("TopK", 1)}
 _SHAPE_SLOTS |= {("Range", slot) for slot in range(3)}
 _MAX_STEPS = 200
@@ -82,9 +58,8 @@ class Roles:
         for node in graph.node:
             for slot, name in enumerate(node.input):
                 self._readers[name].append((node, slot))
-            for attribute in node.attribute:
-                if node.op_type == "Constant" and attribute.name == "value":
-                    self._add_constant(node.output[0], attribute.t)
+            if node.op_type == "Constant" and (tensor := _constant(node)) is not None:
+                self._add_constant(node.output[0], tensor)
             if (
                 node.op_type in ("Identity", "DequantizeLinear", "Cast")
                 and node.input
@@ -203,6 +178,16 @@ class Roles:
         if node.op_type == "LayerNormalization" and len(weight) == 1:
             return rank - 1, weight[0]
         return None
+
+
+def _constant(node: onnx.NodeProto) -> onnx.TensorProto | None:
+    """Return the tensor that a Constant node gives; None for strings and sparse tensors."""
+    for attribute in node.attribute:
+        if attribute.name == "value":
+            return cast(onnx.TensorProto, attribute.t)
+        if attribute.name in ("value_int", "value_ints", "value_float", "value_floats"):
+            return onnx.numpy_helper.from_array(np.asarray(onnx.helper.get_attribute_value(attribute)))
+    return None
 
 
 def _attribute(node: onnx.NodeProto, name: str, default: Any) -> Any:

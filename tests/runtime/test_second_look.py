@@ -1,0 +1,236 @@
+"""The second look excuses what rounding does, through discrete operators or bad conditioning; it excuses no lie."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.contract import BitExact, FloatExact, Lossy
+from graphopt.model import from_proto
+from graphopt.numerics.compare import Comparison
+from graphopt.runtime.check import compare_models
+from graphopt.runtime.feeds import from_arrays
+from graphopt.testing import model
+
+TIGHT = FloatExact(rtol=1e-4, atol=1e-5)
+RNG = np.random.default_rng(0)
+F4 = np.float32
+
+W = RNG.standard_normal((6, 40)).astype(F4)
+W[:, 20:] = W[:, :20] * F4(1 + 2e-7)
+V = RNG.standard_normal((40, 4)).astype(F4)
+X = RNG.standard_normal((9, 6)).astype(F4)
+
+DETECTION = """g (float[9,6] x) => (float[9,5,1] boxes, int64[9,5] labels, float[9,5] kept, float[9,4] features) {
+    raw = MatMul(x, w)
+    shifted = Add(raw, b)
+    scores = Sigmoid(shifted)
+    k = Constant<value_ints = [5]>()
+    kept, labels = TopK(scores, k)
+    all = MatMul(x, u)
+    picked = GatherElements<axis = 1>(all, labels)
+    two = Constant<value_ints = [2]>()
+    scaled = Mul(picked, factor)
+    boxes = Unsqueeze(scaled, two)
+    features = MatMul(scores, v)
+}"""
+
+Weights = dict[str, np.ndarray]
+
+
+def detector(change: Callable[[Weights], None] | None = None, text: str = DETECTION) -> onnx.ModelProto:
+    """Scores in twin columns that are equal but for rounding, so that TopK's choice hangs on the last bit."""
+    weights: Weights = {"w": W.copy(), "u": W[:, ::-1].copy(), "v": V.copy(), "b": np.zeros(40, F4), "factor": F4(1)}
+    if change is not None:
+        change(weights)
+    return model(text, **weights)
+
+
+def rounding(weights: Weights) -> None:
+    """Swap the twins: every score moves by an ulp or so, and TopK prefers the other twin."""
+    weights["w"] = np.roll(weights["w"], 20, axis=1)
+
+
+def lie_in_a_score(weights: Weights) -> None:
+    rounding(weights)
+    weights["b"][3] = F4(1e-2)
+
+
+def lie_behind_the_choice(weights: Weights) -> None:
+    rounding(weights)
+    weights["factor"] = F4(1.001)
+
+
+def lie_beside_the_choice(weights: Weights) -> None:
+    rounding(weights)
+    weights["v"][0, 0] += F4(1e-2)
+
+
+def judged(candidate: onnx.ModelProto, contract: FloatExact | Lossy | BitExact = TIGHT) -> Comparison:
+    reference = from_proto(detector())
+    return compare_models(reference, from_proto(candidate), from_arrays({"x": X}, reference), contract)
+
+
+def test_choices_that_flip_are_judged_by_what_led_to_them() -> None:
+    result = judged(detector(rounding))
+    assert result.holds, result.problem
+    assert len(result.notes) == 1
+    assert "judged by what goes into the discrete operators (1 TopK)" in result.notes[0]
+    assert "elements differ" in result.notes[0]
+    names = {output.name for output in result.outputs}
+    assert names == {"boxes", "features", "input 0 of TopK 'kept'", "input 1 of TopK 'kept'"}
+
+
+@pytest.mark.parametrize(
+    ("lie", "culprit"),
+    [
+        (lie_in_a_score, "input 0 of TopK 'kept'"),
+        (lie_behind_the_choice, "boxes"),
+        (lie_beside_the_choice, "features"),
+    ],
+)
+@pytest.mark.parametrize("contract", [TIGHT, Lossy(80)], ids=str)
+def test_a_lie_is_caught_wherever_it_is(
+    lie: Callable[[Weights], None], culprit: str, contract: FloatExact | Lossy
+) -> None:
+    result = judged(detector(lie), contract)
+    assert not result.holds
+    assert next(output for output in result.outputs if output.name == culprit).problem
+    assert contract != TIGHT or result.problem.startswith(f"{culprit}: ")
+
+
+def test_a_discrete_operator_that_differs_itself_is_not_handed_over() -> None:
+    smallest = DETECTION.replace("TopK(scores, k)", "TopK<largest = 0>(scores, k)")
+    result = judged(detector(rounding, smallest))
+    assert not result.holds
+    assert not result.notes
+
+
+def test_another_number_of_choices_is_caught() -> None:
+    fewer = DETECTION.replace("value_ints = [5]", "value_ints = [4]").replace("9,5", "9,4")
+    assert not judged(detector(rounding, fewer)).holds
+
+
+def test_bit_exact_gets_no_second_look() -> None:
+    result = judged(detector(rounding), BitExact())
+    assert not result.holds
+    assert not result.notes
+
+
+def test_lossy_choices_keep_their_ratio() -> None:
+    assert judged(detector(rounding), Lossy(100)).holds
+
+
+def steps(op: str) -> str:
+    return f"g (float[9,6] x) => (float[9,40] y) {{ a = MatMul(x, w) t = {op} y = Mul(t, a) }}"
+
+
+@pytest.mark.parametrize(
+    "op", ["Floor(a)", "Round(a)", "Cast<to: int = 7>(a) t = Cast<to: int = 1>(t_)", "Sign(a)"], ids=lambda op: op[:5]
+)
+def test_steps_between_integers(op: str) -> None:
+    op = op.replace("Cast<to: int = 7>(a) t =", "Cast<to: int = 7>(a) t2 =").replace("t_", "t")
+    text = steps(op).replace("Mul(t, a)", "Mul(t2, a)" if "t2" in op else "Mul(t, a)")
+    on_edge = np.tile(np.eye(6, dtype=F4), (2, 1))[:9] * 2
+    up, down = np.full((6, 40), 0.5, F4), np.nextafter(np.full((6, 40), 0.5, F4), F4(0))
+    if "Round" in op:
+        up, down = np.full((6, 40), 0.25 + 1e-7, F4), np.full((6, 40), 0.25 - 1e-7, F4)
+    if "Sign" in op:
+        up, down = np.full((6, 40), 1e-12, F4), np.full((6, 40), -1e-12, F4)
+        text = text.replace("Mul(t, a)", "Identity(t)")
+    reference, candidate = (from_proto(model(text, w=w)) for w in (up, down))
+    data = from_arrays({"x": on_edge}, reference)
+    result = compare_models(reference, candidate, data, FloatExact(rtol=1e-5, atol=1e-5))
+    if "Sign" in op:  # all of the reference's a is 1e-12 or 0: the spread is as small, and so is the tolerance
+        assert not result.holds
+        return
+    assert result.holds, result.problem
+    assert "discrete operators" in result.notes[0]
+
+
+LOOP = """g (float[9,6] x) => (float[9,40] y) {
+    raw = MatMul(x, w)
+    n = Constant<value_int = 1>()
+    zero = Constant<value = float {0}>()
+    start = Mul(raw, zero)
+    carried = Loop(n, , start) <body = b (int64 i, bool c, float[9,40] s) => (bool d, float[9,40] t) {
+        d = Identity(c)
+        high = Greater(raw, s)
+        f = Cast<to: int = 1>(high)
+        t = Add(s, f)
+    }>
+    y = Mul(carried, factor)
+}"""
+
+
+def test_a_loop_with_a_discrete_body_is_one_decision() -> None:
+    base = np.repeat(np.eye(6, dtype=F4), 7, axis=1)[:, :40]
+    base[:, ::3] = 0
+    tiny = base.copy()
+    tiny[tiny == 0] = 1e-9
+    reference = from_proto(model(LOOP, w=base, factor=F4(2)))
+    data = from_arrays({"x": np.abs(X)}, reference)
+    good = compare_models(reference, from_proto(model(LOOP, w=tiny, factor=F4(2))), data, TIGHT)
+    assert good.holds, good.problem
+    assert "1 Loop" in good.notes[0]
+    lie = compare_models(reference, from_proto(model(LOOP, w=tiny, factor=F4(2.01))), data, TIGHT)
+    assert lie.problem.startswith("y: ")
+    other = LOOP.replace("Greater", "GreaterOrEqual")
+    assert not compare_models(reference, from_proto(model(other, w=tiny, factor=F4(2))), data, TIGHT).holds
+
+
+CANCELLING = "g (float[9,6] x) => (float[9,40] y) { a = MatMul(x, w) s = Add(a, k) y = Sub(s, k) }"
+LARGE = np.full(40, 1e4, F4)
+
+
+def test_bad_conditioning_is_told_by_the_models_own_noise() -> None:
+    reference = from_proto(model(CANCELLING, w=W, k=LARGE))
+    data = from_arrays({"x": X}, reference)
+    exact = from_proto(model("g (float[9,6] x) => (float[9,40] y) { y = MatMul(x, w) }", w=W))
+    result = compare_models(reference, exact, data, TIGHT)
+    assert result.holds, result.problem
+    assert result.max_abs > 1e-4
+    assert "the model's own float noise" in result.notes[0]
+    assert "an element moved by" in result.notes[0]
+
+
+@pytest.mark.parametrize("what", ["one element", "everywhere"])
+def test_a_lie_does_not_hide_in_the_noise(what: str) -> None:
+    wrong = W.copy()
+    if what == "one element":
+        wrong[0, 0] += F4(0.02)
+    else:
+        wrong *= F4(1.005)
+    reference = from_proto(model(CANCELLING, w=W, k=LARGE))
+    candidate = from_proto(model(CANCELLING, w=wrong, k=LARGE))
+    result = compare_models(reference, candidate, from_arrays({"x": X}, reference), TIGHT)
+    assert not result.holds
+    assert not result.notes
+
+
+def test_an_output_that_is_mere_noise_excuses_nothing() -> None:
+    reference = from_proto(model(CANCELLING, w=W, k=LARGE * F4(1e4)))
+    candidate = from_proto(model(CANCELLING, w=-W, k=LARGE * F4(1e4)))
+    assert not compare_models(reference, candidate, from_arrays({"x": X * 10}, reference), TIGHT).holds
+
+
+def test_models_that_only_take_integers_are_shaken_in_their_weights() -> None:
+    text = "g (int64[9] x) => (float[9,40] y) { a = Gather(w, x) s = Add(a, k) y = Sub(s, k) }"
+    reference = from_proto(model(text, w=W, k=LARGE))
+    exact = from_proto(model("g (int64[9] x) => (float[9,40] y) { y = Gather(w, x) }", w=W))
+    data = from_arrays({"x": np.arange(9) % 6}, reference)
+    assert compare_models(reference, exact, data, TIGHT).holds
+    wrong = from_proto(model("g (int64[9] x) => (float[9,40] y) { y = Gather(w, x) }", w=W * F4(1.01)))
+    assert not compare_models(reference, wrong, data, TIGHT).holds
+
+
+def test_half_precision_has_coarser_noise() -> None:
+    text = "g (float16[9,6] x) => (float16[9,40] y) { t = MatMul(x, w) y = Mul(t, k) }"
+    half = W.astype(np.float16)
+    reference = from_proto(model(text, w=half, k=np.float16(3)))
+    folded = from_proto(model(text, w=(half.astype(F4) * 3).astype(np.float16), k=np.float16(1)))
+    data = from_arrays({"x": X.astype(np.float16)}, reference)
+    assert compare_models(reference, folded, data, TIGHT).holds
+    wrong = from_proto(model(text, w=half, k=np.float16(3.03)))
+    assert not compare_models(reference, wrong, data, TIGHT).holds
