@@ -49,6 +49,16 @@ def assign(view: GraphView, node: gs.Node, values: Mapping[int, Array], like: in
     return Change(make)
 
 
+def together(*changes: Change) -> Change:
+    """Join changes into one."""
+
+    def make() -> None:
+        for change in changes:
+            change.make()
+
+    return Change(make, sum(change.adds for change in changes))
+
+
 def _shared_bias(view: GraphView, node: gs.Node, slot: int, array: NDArray[Any]) -> gs.Tensor | None:
     """Return the equal constant that a layer with the same weight has in this slot."""
     for other in view.readers(node.inputs[1]) if slot > 1 else []:

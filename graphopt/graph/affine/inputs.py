@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.affine import algebra
 from graphopt.graph.affine.algebra import Affine, Array, number
-from graphopt.graph.affine.change import Change, assign, carry, element_type
+from graphopt.graph.affine.change import Change, assign, carry, element_type, together
 from graphopt.graph.affine.extent import require_rank
 from graphopt.graph.affine.outputs import add_behind, gemm_offset, set_gemm
 from graphopt.graph.evaluate import evaluate, require_values
@@ -87,7 +87,9 @@ def batchnorm(view: GraphView, node: gs.Node, slot: int, affine: Affine) -> Chan
     scale, _ = affine.along(1, gamma.size)
     both = affine.then(own)
     _, shift = both.along(1, gamma.size)
-    return assign(view, node, {1: gamma * scale, 2: np.array(shift), 3: np.zeros_like(mean)})
+    return together(
+        assign(view, node, {1: gamma * scale, 2: np.array(shift)}), assign(view, node, {3: np.zeros_like(mean)}, like=3)
+    )
 
 
 def _pads(node: gs.Node, kernel: tuple[int, ...]) -> list[int]:
@@ -151,13 +153,7 @@ def _offset_behind(view: GraphView, node: gs.Node, change: Change, offset: Array
         bias = evaluate(view, reader.inputs[other])
         if bias is not None and view.opset >= 7 and view.edit.graph_of(reader) is view.edit.graph_of(node):
             (wide,) = require_values(view, reader.inputs[other])
-            behind = assign(view, reader, {other: wide + offset}, like=other)
-
-            def make() -> None:
-                change.make()
-                behind.make()
-
-            return Change(make)
+            return together(change, assign(view, reader, {other: wide + offset}, like=other))
     if view.opset < 7:
         raise Skip("Add before opset 7 broadcasts by attributes")
     return add_behind(view, node, change, offset, like)

@@ -70,9 +70,7 @@ def layer_norm(view: GraphView, node: gs.Node, affine: Affine) -> Change:
     rank = require_rank(view, node.inputs[0]) if affine.varying() or first < 0 else affine.scale.ndim
     first %= max(rank, 1)
     if affine.varying() & set(range(first)):
-        raise Skip(
-            f"it varies along axis {min(affine.varying())}, {node.op} {node.outputs[0].name!r} starts at {first}"
-        )
+        raise Skip(f"it varies along axis {min(affine.varying())}, which {node.outputs[0].name!r} does not normalize")
     scale, shift = (values.reshape(values.shape[first:]) for values in affine.padded(rank))
     if np.broadcast_shapes(scale.shape, own_scale.shape) != own_scale.shape:
         raise Skip(f"{node.inputs[1].name!r} has the shape {own_scale.shape}, the map {scale.shape}")
