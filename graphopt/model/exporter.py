@@ -3,16 +3,15 @@
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
-from onnx import AttributeProto, TensorProto, helper
+from onnx import AttributeProto, TensorProto
 
 from graphopt.errors import ModelError
 from graphopt.model.attributes import write_attributes
-from graphopt.model.ir import Constant, Graph, Info, Node, Variable
+from graphopt.model.declarations import matched, value_infos
+from graphopt.model.ir import Constant, Graph, Node, current_values, value_bytes
 from graphopt.model.model import Model
-from graphopt.model.order import reads
 from graphopt.model.weights import MappedValues, SparseValues, TensorValues, describe
 from graphopt.model.wire import BIG, has_marker
 
@@ -22,8 +21,8 @@ Place = Callable[[TensorProto, Any], None]
 It gets either the MappedValues of an unchanged weight or the raw bytes of a new one.
 """
 
-LIMIT = 2**31 - 2**20
-"""Bytes that a single-file model may have; protobuf's limit is 2 GB."""
+LIMIT = 2**31 - 1
+"""Bytes that a protobuf message, and so a model in one file, may have."""
 
 
 def to_proto(model: Model, weights: bool = True) -> onnx.ModelProto:
@@ -39,12 +38,12 @@ def to_proto(model: Model, weights: bool = True) -> onnx.ModelProto:
     """
     if weights and (size := weight_bytes(model)) > LIMIT:
         raise ModelError(f"the weights are {size / 1e9:.1f} GB, more than the 2 GB that protobuf can hold in memory")
-    return write_model(model, _place_inside if weights else _place_nowhere)
+    return write_model(model, place_inside if weights else _place_nowhere)
 
 
 def weight_bytes(model: Model) -> int:
     """Return the bytes of all weights, initializers and tensor attributes alike."""
-    return sum(constant._values.nbytes for constant in model.constants())
+    return sum(value_bytes(constant._values) for constant in model.constants())
 
 
 def write_model(model: Model, place: Place) -> onnx.ModelProto:
@@ -77,14 +76,14 @@ class _Writer:
         for node in graph.nodes:
             self._node(node, target.node.add())
         for constant in graph.initializers:
-            values = _values(constant)
+            values = current_values(constant)
             if isinstance(values, SparseValues):
                 target.sparse_initializer.append(values.sparse)
             else:
                 self._tensor(constant, target.initializer.add())
         target.input.extend(self._inputs(graph))
-        target.output.extend(_matched(graph.output_infos, graph.outputs))
-        target.value_info.extend(_value_infos(graph))
+        target.output.extend(matched(graph.output_infos, graph.outputs))
+        target.value_info.extend(value_infos(graph))
 
     def function(self, graph: Graph, target: onnx.FunctionProto) -> None:
         """Write a function body into ``target``; constants that a pass has added become Constant nodes."""
@@ -96,7 +95,7 @@ class _Writer:
             self._tensor(constant, node.attribute.add(name="value", type=AttributeProto.TENSOR).t)
         for node in graph.nodes:
             self._node(node, target.node.add())
-        target.value_info.extend(_value_infos(graph))
+        target.value_info.extend(value_infos(graph))
 
     def _node(self, node: gs.Node, target: onnx.NodeProto) -> None:
         """Write one node."""
@@ -124,7 +123,7 @@ class _Writer:
 
     def _tensor(self, constant: gs.Constant, target: TensorProto) -> None:
         """Write an initializer or tensor attribute."""
-        values = _values(constant)
+        values = current_values(constant)
         original = constant.original if isinstance(constant, Constant) else None
         if isinstance(values, TensorValues):
             target.CopyFrom(values.tensor)
@@ -156,99 +155,7 @@ class _Writer:
         if self._ir_version < 4:
             known |= {id(tensor) for tensor in tensors}
             tensors += [t for t in graph.initializers if id(t) not in known]
-        return _matched(kept, tensors)
-
-
-def _matched(infos: list[Info], tensors: list[gs.Tensor]) -> list[onnx.ValueInfoProto]:
-    """Return a declaration for each tensor: its own of the file, if it has one, as far as that still holds."""
-    waiting: dict[int, list[onnx.ValueInfoProto]] = {}
-    for info, tensor in infos:
-        waiting.setdefault(id(tensor), []).append(info)
-    declared = []
-    for place, tensor in enumerate(tensors):
-        own = waiting.get(id(tensor))
-        renewed = not own and place < len(infos) and infos[place][0].name == tensor.name
-        declared.append(_declaration(own.pop(0) if own else infos[place][0] if renewed else None, tensor))
-    return declared
-
-
-def _value_infos(graph: gs.Graph) -> list[onnx.ValueInfoProto]:
-    """Return what is declared of intermediate tensors: in file order, then what passes have added.
-
-    What is about a tensor that the graph no longer has, or whose shape a pass has set to None, is dropped.
-    """
-    alive = {id(tensor) for node in graph.nodes for tensor in [*reads(node), *node.outputs]}
-    alive |= {id(t) for t in [*graph.initializers, *graph.inputs, *graph.outputs]}
-    infos = []
-    known = {id(tensor) for _, tensor in [*graph.value_infos, *graph.input_infos, *graph.output_infos]}
-    known |= {id(tensor) for tensor in [*graph.inputs, *graph.outputs]}
-    for info, tensor in graph.value_infos:
-        if tensor is None:
-            infos.append(info)
-        elif id(tensor) in alive and not _is_forgotten(tensor):
-            infos.append(_declaration(info, tensor))
-    for node in graph.nodes:
-        for tensor in node.outputs:
-            if tensor.name and id(tensor) not in known and tensor.dtype is not None and tensor.shape is not None:
-                infos.append(_declaration(None, tensor))
-    return infos
-
-
-def _is_forgotten(tensor: gs.Tensor) -> bool:
-    """Whether what the file declared of a tensor no longer holds, and nothing is known in its place."""
-    declared = getattr(tensor, "declared", None)
-    if isinstance(tensor, gs.Constant):
-        return bool(declared is not None and _now(tensor) != declared)
-    return bool(tensor.shape is None and declared is not None and declared[1] is not None)
-
-
-def _now(tensor: gs.Tensor) -> tuple[Any, tuple[Any, ...] | None]:
-    """Return element type and shape of a tensor as they are now."""
-    return tensor.dtype, None if tensor.shape is None else tuple(tensor.shape)
-
-
-def _declaration(info: onnx.ValueInfoProto | None, tensor: gs.Tensor) -> onnx.ValueInfoProto:
-    """Return the declaration of a tensor: ``info`` itself if it still holds, else a new one with its documentation."""
-    if info is not None and _now(tensor) == getattr(tensor, "declared", None):
-        if info.name == tensor.name:
-            return info
-        renamed = onnx.ValueInfoProto()
-        renamed.CopyFrom(info)
-        renamed.name = tensor.name
-        return renamed
-    made = onnx.ValueInfoProto()
-    if info is not None:
-        made.CopyFrom(info)
-        made.ClearField("type")
-    made.name = tensor.name
-    if tensor.dtype is not None:
-        dtype = (
-            tensor.dtype if isinstance(tensor.dtype, int) else helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-        )
-        made.type.CopyFrom(helper.make_tensor_type_proto(dtype, tensor.shape))
-    elif isinstance(tensor, Variable) and info is not None:
-        made.type.CopyFrom(info.type)
-    return made
-
-
-def _values(constant: gs.Constant) -> TensorValues | np.ndarray[Any, Any]:
-    """Return a constant's values: the file's own where what is there now equals them to the bit."""
-    values: TensorValues | np.ndarray[Any, Any] = constant._values
-    original = constant.original if isinstance(constant, Constant) else None
-    if original is None or values is original or isinstance(values, TensorValues):
-        return values
-    if original.dtype != values.dtype or tuple(original.shape) != values.shape:
-        return values
-    before = original.load()
-    if values.dtype.kind in "OSU":
-        same = np.array_equal(before, values)
-    else:
-        same = (
-            before.__array_interface__["data"] == values.__array_interface__["data"]
-            and before.strides == values.strides
-        )
-        same = same or before.tobytes() == values.tobytes()
-    return original if same else values
+        return matched(kept, tensors)
 
 
 def _is_big(raw: bytes | memoryview) -> bool:
@@ -256,7 +163,7 @@ def _is_big(raw: bytes | memoryview) -> bool:
     return len(raw) >= BIG or has_marker(raw)
 
 
-def _place_inside(target: TensorProto, data: Any) -> None:
+def place_inside(target: TensorProto, data: Any) -> None:
     """Put a weight into its proto."""
     target.raw_data = b"".join(data.chunks()) if isinstance(data, MappedValues) else bytes(data)
 
@@ -265,6 +172,6 @@ def _place_nowhere(target: TensorProto, data: Any) -> None:
     """Describe a weight only; small ones are kept, since shape inference reads them."""
     size = data.nbytes if isinstance(data, MappedValues) else len(data)
     if size < BIG:
-        _place_inside(target, data)
+        place_inside(target, data)
     else:
         target.data_location = TensorProto.EXTERNAL

@@ -3,11 +3,16 @@
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from onnx_graphsurgeon.util.misc import SynchronizedList
 
-from graphopt.model.weights import TensorValues
+from graphopt.model.weights import TensorValues, byte_size
+
+_CHUNK = 1 << 20
 
 Declared = tuple[Any, tuple[Any, ...] | None]
 """Element type and shape of a tensor, as a ValueInfoProto declared them."""
@@ -125,3 +130,32 @@ def _link(thing: Any) -> None:
     """Give a tensor or node its two synchronized lists."""
     thing.__dict__["inputs"] = SynchronizedList(thing, "outputs", ())
     thing.__dict__["outputs"] = SynchronizedList(thing, "inputs", ())
+
+
+def current_values(constant: gs.Constant) -> TensorValues | NDArray[Any]:
+    """Return a constant's values: the file's own where what is there now equals them to the bit."""
+    values: TensorValues | NDArray[Any] = constant._values
+    original = constant.original if isinstance(constant, Constant) else None
+    if original is None or isinstance(values, TensorValues):
+        return values
+    if original.dtype != values.dtype or tuple(original.shape) != values.shape:
+        return values
+    before = original.load()
+    same = np.array_equal(before, values) if values.dtype.kind in "OSU" else _same_bytes(before, values)
+    return original if same else values
+
+
+def value_bytes(values: TensorValues | NDArray[Any]) -> int:
+    """Return the bytes that values take in a file; strings, which are small, count as nothing."""
+    if isinstance(values, TensorValues):
+        return values.nbytes
+    data_type = TensorProto.STRING if values.dtype.kind in "OSU" else helper.np_dtype_to_tensor_dtype(values.dtype)
+    return byte_size(data_type, values.shape)
+
+
+def _same_bytes(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    """Whether two arrays of one type and shape are the same to the bit; neither is copied if it is contiguous."""
+    if left.__array_interface__["data"] == right.__array_interface__["data"] and left.strides == right.strides:
+        return True
+    one, two = (np.asarray(side, order="C").reshape(-1).view(np.uint8) for side in (left, right))
+    return all(np.array_equal(one[i : i + _CHUNK], two[i : i + _CHUNK]) for i in range(0, one.size, _CHUNK))

@@ -1,7 +1,10 @@
 """Model to file: streamed, and whole or not at all."""
 
+import contextlib
+import mmap
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -10,16 +13,16 @@ from typing import IO, Any, Literal, TypeVar
 from onnx import TensorProto
 
 from graphopt.errors import ModelError
-from graphopt.model.exporter import LIMIT, weight_bytes, write_model
+from graphopt.model.exporter import LIMIT, place_inside, weight_bytes, write_model
 from graphopt.model.model import Model
 from graphopt.model.weights import MappedValues
-from graphopt.model.wire import expand, marker
+from graphopt.model.wire import BIG, expand, marker
 
 ExternalPolicy = Literal["auto", "always", "never"]
 
 T = TypeVar("T")
 
-_ALIGNMENT = 4096
+_PAGE = 4096
 _CHUNK = 1 << 22
 
 
@@ -27,7 +30,9 @@ def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy 
     """Write a model file, and a file ``<name>.data`` beside it if the weights go there.
 
     The target appears whole or not at all: what is there stays until the new file is complete and on disk, so saving
-    over the file that the model was loaded from is safe. Weights are streamed, one at a time.
+    over the file that the model was loaded from is safe. Weights are streamed, one at a time. Where a data file is
+    there already, the new one gets another name (``<name>.1.data``), so that the old pair stays whole until the model
+    file, which names its data file, is replaced; then the old data file goes.
 
     Args:
         model: The model, which is not changed.
@@ -38,21 +43,25 @@ def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy 
     Raises:
         ModelError: The target cannot be written, or weights of over 2 GB may not be external.
     """
-    target = Path(path)
-    size = weight_bytes(model)
-    if external_data == "never" and size > LIMIT:
-        raise ModelError(f"{target}: {size / 1e9:.1f} GB of weights do not fit into one file of at most 2 GB")
+    target = Path(path).resolve()
     try:
-        if external_data == "always" or (external_data == "auto" and size > LIMIT):
-            _save_external(model, target)
-        else:
-            _save_inline(model, target)
+        stale = _data_files(target)
+        new = None
+        if external_data == "always" or (weight_bytes(model) > LIMIT and external_data == "auto"):
+            new = _save_external(model, target)
+        elif not _save_inline(model, target):
+            if external_data == "never":
+                raise ModelError(f"{path}: the model is larger than 2 GB, which does not fit into one file")
+            new = _save_external(model, target)
+        for file in stale - {new}:
+            with contextlib.suppress(OSError):  # a system that cannot remove mapped files keeps it
+                file.unlink()
     except OSError as error:
-        raise ModelError(f"{target}: cannot write it: {error.strerror or error}") from error
+        raise ModelError(f"{path}: cannot write it: {error.strerror or error}") from error
 
 
-def _save_inline(model: Model, target: Path) -> None:
-    """Write one file."""
+def _save_inline(model: Model, target: Path) -> bool:
+    """Write one file, unless it would be larger than 2 GB."""
     weights: list[Any] = []
 
     def place(tensor: TensorProto, data: Any) -> None:
@@ -60,7 +69,9 @@ def _save_inline(model: Model, target: Path) -> None:
         weights.append(data)
 
     skeleton = write_model(model, place).SerializeToString()
-    lengths = [data.nbytes if isinstance(data, MappedValues) else len(data) for data in weights]
+    lengths = [_length(data) for data in weights]
+    if len(skeleton) + sum(lengths) > LIMIT:
+        return False
 
     def pieces() -> Iterator[bytes | memoryview]:
         for piece in expand(skeleton, lengths):
@@ -70,22 +81,25 @@ def _save_inline(model: Model, target: Path) -> None:
                 yield from _chunks(weights[piece])
 
     _write_whole(target, lambda file: file.writelines(pieces()))
+    return True
 
 
-def _save_external(model: Model, target: Path) -> None:
-    """Write the weights into a fresh data file, then the model that names it; only then drop the old data file."""
+def _save_external(model: Model, target: Path) -> Path:
+    """Write the weights into a fresh data file, then the model that names it; return the data file."""
     data = _fresh_data_file(target)
-    places: dict[int, tuple[int, int]] = {}
+    places: dict[int, int] = {}
 
     def write(file: IO[bytes]) -> bytes:
         def place(tensor: TensorProto, weight: Any) -> None:
-            start = -(-file.tell() // _ALIGNMENT) * _ALIGNMENT
-            key = id(weight)
-            if not isinstance(weight, MappedValues) or key not in places:
-                file.write(bytes(start - file.tell()))
-                file.writelines(_chunks(weight))
-                places[key] = start, file.tell() - start
-            start, length = places[key]
+            length = _length(weight)
+            if length < BIG:
+                place_inside(tensor, weight)
+                return
+            start = places.get(id(weight)) if isinstance(weight, MappedValues) else None
+            if start is None:
+                start = _append(file, weight, length)
+            if isinstance(weight, MappedValues):
+                places[id(weight)] = start
             tensor.data_location = TensorProto.EXTERNAL
             for name, value in (("location", data.name), ("offset", str(start)), ("length", str(length))):
                 tensor.external_data.add(key=name, value=value)
@@ -99,9 +113,21 @@ def _save_external(model: Model, target: Path) -> None:
     except BaseException:
         data.unlink(missing_ok=True)
         raise
-    for old in _data_files(target):
-        if old != data:
-            old.unlink(missing_ok=True)
+    return data
+
+
+def _append(file: IO[bytes], weight: Any, length: int) -> int:
+    """Append a weight, big ones at a page of their own, and return where it starts."""
+    alignment = _PAGE if length >= 16 * _PAGE else 64
+    start = -(-file.tell() // alignment) * alignment
+    file.write(bytes(start - file.tell()))
+    file.writelines(_chunks(weight))
+    return start
+
+
+def _length(weight: Any) -> int:
+    """Return the bytes of a weight."""
+    return int(weight.nbytes if isinstance(weight, MappedValues) else len(weight))
 
 
 def _chunks(weight: Any) -> Iterable[bytes | memoryview]:
@@ -111,31 +137,42 @@ def _chunks(weight: Any) -> Iterable[bytes | memoryview]:
     return (weight[place : place + _CHUNK] for place in range(0, len(weight), _CHUNK))
 
 
-def _data_files(target: Path) -> list[Path]:
-    """Return the data files that earlier saves to ``target`` have left beside it."""
+def _data_files(target: Path) -> set[Path]:
+    """Return the data files of earlier saves that the model file at ``target`` names."""
     pattern = re.compile(re.escape(target.name) + r"(\.\d+)?\.data")
-    return [file for file in target.parent.iterdir() if pattern.fullmatch(file.name)]
+    files = {file for file in target.parent.iterdir() if pattern.fullmatch(file.name)} if target.is_file() else set()
+    if not files or not target.stat().st_size:
+        return set()
+    with target.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return {file for file in files if data.find(os.fsencode(file.name)) >= 0}
 
 
 def _fresh_data_file(target: Path) -> Path:
     """Return a name for the data file that is not taken, so that what is there stays whole."""
-    taken = {file.name for file in _data_files(target)}
-    name, count = f"{target.name}.data", 0
-    while name in taken:
+    data, count = target.with_name(f"{target.name}.data"), 0
+    while data.exists() or data.is_symlink():
         count += 1
-        name = f"{target.name}.{count}.data"
-    return target.with_name(name)
+        data = target.with_name(f"{target.name}.{count}.data")
+    return data
 
 
 def _write_whole(target: Path, write: Callable[[IO[bytes]], T]) -> T:
     """Have ``write`` fill a temporary file, bring it to disk, and put it in the target's place at once."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             result = write(file)
             file.flush()
             os.fsync(file.fileno())
+        if target.exists():
+            shutil.copymode(target, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # not every system can open a folder
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     return result
