@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from graphopt import pipeline
 from graphopt.base import Pass
-from graphopt.contract import Contract, FloatExact
+from graphopt.contract import Contract, FloatExact, on_inputs
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.model import Model, from_proto, load, save, to_proto
 from graphopt.model.save import ExternalPolicy
@@ -98,7 +98,8 @@ def optimize(
     if check and feeds is not None:
         progress("checking the whole", len(chosen), len(chosen))
         contracts = [each.contract for each, told in _kept(chosen, reports) if told.rewritten]
-        final = Check.of(compare_models(source, optimized, feeds, total_contract(contracts), FINAL_SAMPLES))
+        total = on_inputs(total_contract(contracts), feeds.generated)
+        final = Check.of(compare_models(source, optimized, feeds, total, FINAL_SAMPLES))
         if not final.holds:
             failures.append(f"the whole run broke {final.contract}: {final.problem}")
         notes += _gap(optimized, feeds)

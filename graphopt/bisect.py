@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-MAX_CULPRITS = 16
 NOT_UNDER_TEST = "left out while looking for the rewrite at fault"
 
 
@@ -18,7 +17,7 @@ class Verdict:
 Judge = Callable[[Mapping[str, str]], Verdict]
 
 
-def find_culprits(sites: Sequence[str], problem: str, judge: Judge) -> dict[str, str] | None:
+def find_culprits(sites: Sequence[str], problem: str, judge: Judge, most: int) -> dict[str, str] | None:
     """Return the sites at fault, each with the reason, such that a replay with them vetoed holds.
 
     One culprit is found per round: the shortest failing prefix of the sites, by halving, ends with it. So c culprits
@@ -28,12 +27,13 @@ def find_culprits(sites: Sequence[str], problem: str, judge: Judge) -> dict[str,
         sites: All rewritten sites, in the order of their rewriting.
         problem: How the run with all of them broke the contract.
         judge: Replays the pass with these sites vetoed.
+        most: How many culprits to look for.
 
     Returns:
-        Vetoes by site, or None if more than ``MAX_CULPRITS`` sites are at fault or no site is.
+        Vetoes by site, or None if more than ``most`` sites are at fault or no site is.
     """
     vetoes: dict[str, str] = {}
-    for _ in range(MAX_CULPRITS):
+    for _ in range(most):
         suspects = [site for site in sites if site not in vetoes]
         culprit, how = _shortest_failing_prefix(suspects, vetoes, problem, judge)
         if culprit is None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from graphopt.base import Pass
 from graphopt.bisect import Verdict, find_culprits
+from graphopt.contract import Lossy, on_inputs
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph import GraphView
 from graphopt.model import Model, fingerprint, raise_opset
@@ -16,6 +17,9 @@ from graphopt.runtime.check import compare_models
 from graphopt.runtime.feeds import Data
 
 CHECK_SAMPLES = 128
+MAX_CULPRITS = 16
+MAX_LOSSY_CULPRITS = 4
+"""The noise of a lossy pass comes from all of its sites: taking many of them out one by one explains nothing."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ class Trial:
     def _judged(self, outcome: Outcome) -> Outcome:
         """Hold the rewritten model to the pass's contract, against the pass's input."""
         assert self.data is not None
-        contract = self.each.contract
+        contract = on_inputs(self.each.contract, self.data.generated)
         try:
             check = Check.of(compare_models(self.model, outcome.model, self.data, contract, CHECK_SAMPLES))
         except GraphoptError as error:
@@ -107,9 +111,10 @@ class Trial:
 
         assert broken.check is not None
         sites = [rewritten.site for rewritten in broken.result.rewritten]
-        culprits = find_culprits(sites, broken.check.problem, judge)
+        most = MAX_LOSSY_CULPRITS if isinstance(self.each.contract, Lossy) else MAX_CULPRITS
+        culprits = find_culprits(sites, broken.check.problem, judge, most)
         if culprits is None or not replays[frozenset(culprits)].result.rewritten:
-            return self._taken_back(broken, f"broke its contract {self.each.contract}: {broken.check.problem}")
+            return self._taken_back(broken, f"broke its contract {broken.check.contract}: {broken.check.problem}")
         return replays[frozenset(culprits)]
 
     def _taken_back(self, outcome: Outcome, failure: str) -> Outcome:
