@@ -70,17 +70,18 @@ def _save_inline(model: Model, target: Path) -> bool:
 
     skeleton = write_model(model, place).SerializeToString()
     lengths = [_length(data) for data in weights]
-    if len(skeleton) + sum(lengths) > LIMIT:
+    pieces = list(expand(skeleton, lengths))
+    if sum(len(piece) if isinstance(piece, bytes) else lengths[piece] for piece in pieces) > LIMIT:
         return False
 
-    def pieces() -> Iterator[bytes | memoryview]:
-        for piece in expand(skeleton, lengths):
+    def stream() -> Iterator[bytes | memoryview]:
+        for piece in pieces:
             if isinstance(piece, bytes):
                 yield piece
             else:
                 yield from _chunks(weights[piece])
 
-    _write_whole(target, lambda file: file.writelines(pieces()))
+    _write_whole(target, lambda file: file.writelines(stream()))
     return True
 
 
