@@ -11,7 +11,7 @@ are computed from that rounded scale, so that a runtime that follows the formula
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ml_dtypes
@@ -227,6 +227,16 @@ def quantize(values: Array, affine: Affine, grouping: Grouping, rule: Range = mi
         sum(part[3] for part in parts),
         sum(part[4] for part in parts),
     )
+
+
+def with_scales(values: Array, quantized: Quantized, scale: Array) -> Quantized:
+    """Quantize again, to the nearest level, with other scales of the same type and shape."""
+    zero = np.zeros(()) if quantized.zero_point is None else quantized.zero_point.astype(np.float64)
+    wide, shape, grouping = values.astype(np.float64), values.shape, quantized.grouping
+    spaced = spread(scale, shape, grouping), spread(zero, shape, grouping)
+    levels = quantized.affine.quantize(wide, *spaced)
+    noise = float(np.square(quantized.affine.dequantize(levels, *spaced) - wide).sum())
+    return replace(quantized, levels=levels, scale=scale, noise=noise)
 
 
 def dequantize(quantized: Quantized) -> Floats:
