@@ -1,0 +1,32 @@
+"""The short form of ``run.py``: small architectures of every kind through the passes that run by default."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RUN = Path(__file__).with_name("run.py")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "audiocnn1d_op13",
+        "bert_tiny_dynamo_op18",
+        "bert_tiny_op17",
+        "gpt2_small4l_dynamo_op18",
+        "lstm_gru_op17",
+        "unet_convtranspose_op17",
+    ],
+)
+def test_small_architectures_run_everywhere(name: str) -> None:
+    done = subprocess.run([sys.executable, RUN, name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.startswith(f"ok   {name}: ")
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_small_op17", "shufflenet_v2_x1_0_op17", "ssdlite320_mobilenet_v3_op17"])
+def test_larger_architectures_run_in_onnx_runtime_and_openvino(name: str) -> None:
+    done = subprocess.run([sys.executable, RUN, "--no-reference", name], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
