@@ -9,9 +9,10 @@ import onnx_graphsurgeon as gs
 from onnx import helper
 
 from graphopt.errors import ModelError
-from graphopt.model.adapters import ADAPTERS, Raise
+from graphopt.model.adapters import ADAPTERS
 from graphopt.model.ir import Graph
 from graphopt.model.model import Model, subgraphs
+from graphopt.model.raising import Raise
 
 OLDEST, NEWEST = 7, 26
 """The opsets between which every change of an operator is known here."""
