@@ -6,11 +6,28 @@ import numpy as np
 
 from graphopt import FloatExact, GraphView, Pass, PassResult, Rewritten, Skipped
 from graphopt.graph.channels import Channels
+from graphopt.graph.channels.cutting import Refusal
+from graphopt.graph.channels.facts import Mask
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneChannels(Pass):
-    """Cut out channels that are nought, constant or unread, with every weight, bias and shape that goes with them."""
+    """Cut out the channels that do nothing, with every weight, bias and shape constant that goes with them.
+
+    A group of coupled channels goes if nothing needs any of them:
+
+    1. they hold nought, and what reads them only sums over them (a convolution, a matrix product, a sum);
+    2. they hold another constant, which then goes into the next bias; where padding sees the difference, all constant
+       channels of a layer are merged into one;
+    3. nothing reads them, or only weights that are nought do.
+
+    It goes through residual additions, concatenations, splits, grouped and depthwise convolutions, channel shuffles,
+    squeeze-and-excite, flattening, attention heads and recurrent units. A group stays, with the reason, if it is coupled
+    with a channel that is needed, with an input or output of the model, or with an operator that the analysis does not
+    know. Nought times anything is taken to be nought: inputs that make Inf or NaN are outside the promise.
+
+    A site is a stream of layers, named after the first layer that feeds it.
+    """
 
     name = "prune-channels"
     contract = FloatExact(rtol=1e-4, atol=1e-5)
@@ -19,11 +36,9 @@ class PruneChannels(Pass):
         """Analyse, cut, and again until nothing more can go."""
         rewritten: dict[str, int] = {}
         while True:
-            channels = Channels.analyze(view)
-            gone = channels.removable(view.vetoes)
+            channels, gone = self._cut(view)
             if not gone.any():
                 break
-            channels.cut(gone).apply(view.edit)
             for group in np.unique(channels.root[gone]).tolist():
                 site = channels.sites[int(channels.family[group])]
                 rewritten[site] = rewritten.get(site, 0) + 1
@@ -34,3 +49,15 @@ class PruneChannels(Pass):
             tuple(Rewritten(site, f"{count} channels removed") for site, count in rewritten.items()),
             tuple(Skipped(site, reason) for site, reason in skipped),
         )
+
+    def _cut(self, view: GraphView) -> tuple[Channels, Mask]:
+        """Cut what can go now; where a node cannot follow, leave alone what it touches and plan again."""
+        channels = Channels.analyze(view)
+        while True:
+            gone = channels.removable(view.vetoes)
+            try:
+                channels.cut(gone).apply(view.edit)
+            except Refusal as refusal:
+                channels.leave(refusal)
+                continue
+            return channels, gone

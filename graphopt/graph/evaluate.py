@@ -95,6 +95,20 @@ def _axes(node: gs.Node, inputs: Sequence[Values]) -> list[int] | None:
     return None if axes is None else [int(axis) for axis in axes]
 
 
+def _slice(node: gs.Node, inputs: Sequence[Values]) -> Values | None:
+    if len(inputs) > 2:
+        starts, ends = inputs[1].tolist(), inputs[2].tolist()
+        axes = inputs[3].tolist() if len(inputs) > 3 else list(range(len(starts)))
+        steps = inputs[4].tolist() if len(inputs) > 4 else [1] * len(starts)
+    else:
+        starts, ends = list(node.attrs["starts"]), list(node.attrs["ends"])
+        axes, steps = list(node.attrs.get("axes", range(len(starts)))), [1] * len(starts)
+    index = [slice(None)] * inputs[0].ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        index[axis] = slice(start, None if step < 0 and end < -inputs[0].shape[axis] else end, step)
+    return inputs[0][tuple(index)]
+
+
 def _flatten(node: gs.Node, inputs: Sequence[Values]) -> Values | None:
     axis = node.attrs.get("axis", 1)
     axis += inputs[0].ndim if axis < 0 else 0
@@ -118,6 +132,7 @@ _RULES: dict[str, Callable[[gs.Node, Sequence[Values]], Values | None]] = {
     "Transpose": lambda node, inputs: inputs[0].transpose(node.attrs.get("perm")),
     "Reshape": _reshape,
     "Flatten": _flatten,
+    "Slice": _slice,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
     "Cast": _cast,

@@ -7,7 +7,7 @@ from functools import cached_property
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from graphopt.graph.channels.cutting import Cut
+from graphopt.graph.channels.cutting import Cut, Refusal
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Label, Labels, components, describe
 from graphopt.graph.channels.table import transfer_of
@@ -114,13 +114,25 @@ class Channels:
         """Plan the removal of labels.
 
         Raises:
-            Skip: A node cannot follow.
+            Refusal: A node cannot follow; ``leave`` then takes what it touches out.
         """
         cut = Cut(self.facts, self.labels, gone)
         if gone.any():
             for node in self.facts.program:
                 transfer_of(node).cut(node, cut)
         return cut
+
+    def leave(self, refusal: Refusal) -> None:
+        """Block every group that the refusing node touches, so that the next plan leaves them alone."""
+        node = refusal.node
+        labels = [axis for tensor in [*node.inputs, *node.outputs] for axis in self.labels.variables.get(id(tensor), ())]
+        for slot in range(len(node.inputs)):
+            if (use := self.labels.uses.get((id(node), slot))) is not None:
+                labels += use.axes.values()
+        for label in labels:
+            if label is not None:
+                for group in np.unique(self.root[label]).tolist():
+                    self.blocked.setdefault(group, str(refusal))
 
     # -- why not -------------------------------------------------------------------------------------------------------
 

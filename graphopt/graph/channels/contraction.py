@@ -159,7 +159,7 @@ class MatrixProduct(Transfer):
 
     def _foldable(self, node: gs.Node, facts: Facts, side: int, other: gs.Tensor) -> bool:
         """Whether known values that come in on ``side`` can go into the bias."""
-        if side != 0 or not facts.has_weight(other) or node.op != "Gemm" or node.attrs.get("beta", 1.0) != 1.0:
+        if side != 0 or not facts.is_constant(other) or node.op != "Gemm" or node.attrs.get("beta", 1.0) != 1.0:
             return False
         if len(node.inputs) < 3 or not node.inputs[2].name:
             return True
@@ -213,7 +213,7 @@ def matrix_of(node: gs.Node, facts: Facts, side: int, product: Product) -> NDArr
     tensor = node.inputs[side]
     if facts.rank(tensor) != 2:
         return None
-    array = facts.weight(tensor)
+    array = facts.array(tensor)
     if array is None:
         return None
     return array if product.inner[side] == -2 else array.T

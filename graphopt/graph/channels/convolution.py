@@ -46,9 +46,7 @@ class Convolution(Transfer):
         known = facts.uniform(node.inputs[0], 1)
         bias = not _has_bias(node) or facts.is_constant(node.inputs[2])
         stored = facts.is_constant(node.inputs[1])
-        foldable = (layout.borderless and bias and facts.has_weight(node.inputs[1])) or (
-            not layout.borderless and layout.group == 1 and stored
-        )
+        foldable = stored and (bias if layout.borderless else layout.group == 1)
         read = reads.any(axis=1).ravel()
         mask = read & ~absorbed(known, read, foldable)
         if known is not None and not layout.borderless and (constant := read & ~mask & (known != 0)).any():
@@ -199,7 +197,7 @@ class Layout:
 
     def arranged(self, node: gs.Node, facts: Facts) -> NDArray[np.generic] | None:
         """Return the weight as [group, out / group, in / group, ...], or None if it is not constant."""
-        weight = facts.weight(node.inputs[1])
+        weight = facts.array(node.inputs[1])
         if weight is None:
             return None
         shape = (self.group, -1, *weight.shape[1:])

@@ -14,10 +14,19 @@ from graphopt.graph.edit import Edit, cast
 from graphopt.result import Skip
 
 
+class Refusal(Skip):
+    """A node cannot follow the cut."""
+
+    def __init__(self, node: gs.Node, reason: str) -> None:
+        """Name the node and the reason."""
+        super().__init__(reason)
+        self.node = node
+
+
 class Cut:
     """What is to be removed, as the transfer functions see it, and the changes that they plan.
 
-    Nothing is changed before ``apply``; planning may raise Skip.
+    Nothing is changed before ``apply``; planning may raise Refusal.
     """
 
     def __init__(self, facts: Facts, labels: Labels, gone: Mask) -> None:
@@ -26,7 +35,6 @@ class Cut:
         self._given: dict[tuple[int, int], tuple[gs.Node, int, NDArray[Any], gs.Tensor]] = {}
         self._final: set[tuple[int, int]] = set()
         self._steps: list[Callable[[Edit], None]] = []
-        self.refused: gs.Node | None = None
         self._stored: dict[int, set[int]] | None = None
 
     # -- questions -----------------------------------------------------------------------------------------------------
@@ -106,8 +114,7 @@ class Cut:
 
     def refuse(self, node: gs.Node, reason: str) -> NoReturn:
         """Give the plan up: nothing that touches ``node`` can be cut."""
-        self.refused = node
-        raise Skip(reason)
+        raise Refusal(node, reason)
 
     def resize(self, node: gs.Node, slot: int, copies: bool = False) -> None:
         """Plan new sizes in a target shape for the first output; ``copies`` says that 0 copies the input's size."""
@@ -151,7 +158,7 @@ class Cut:
         """Plan the constants, then change the graph.
 
         Raises:
-            Skip: A folded value overflows its type; nothing has been changed then.
+            Refusal: A folded value overflows its type; nothing has been changed then.
         """
         constants = self._constants()
         touched: list[gs.Tensor] = []
@@ -198,7 +205,7 @@ class Cut:
                 array = cast(array, array.dtype if own is None else own.dtype, str(source.name))
             except Skip as overflow:
                 self.refuse(node, str(overflow))
-            root = constant_of(source) if given is None else None
+            root = (constant_of(source) or source) if given is None else None
             shared = (id(root), *((axis, mask.tobytes()) for axis, mask in sorted(masks.items())))
             found.append((node, slot, array, shared if root is not None else key))
         return found

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.channels.inference import infer_outputs
-from graphopt.graph.channels.values import Values, constant_of, evaluate_values, is_stored
+from graphopt.graph.channels.values import Symbols, Values, constant_of, evaluate_values, is_stored
 from graphopt.graph.constants import read_values
 from graphopt.graph.evaluate import evaluate
 from graphopt.graph.shapes import Shape
@@ -30,12 +30,12 @@ class Facts:
         """Lay out the nodes of ``view``, bodies before the nodes that own them."""
         self.view = view
         self.program = list(_flatten(view))
+        self.symbols = Symbols()
         self._shapes: dict[int, Shape] = {}
         self._values: dict[int, Values] = {}
         self._uniform: dict[int, dict[int, Vector]] = {}
         self._needed: dict[int, dict[int, Mask]] = {}
         self._constant: dict[int, bool] = {}
-        self._computed: dict[int, bool] = {}
         self._arrays: dict[int, NDArray[np.generic]] = {}
         self.memory: dict[tuple[int, str], Any] = {}
 
@@ -49,6 +49,8 @@ class Facts:
             source = constant_of(tensor)
             if source is not None:
                 return tuple(source.shape)
+            if not _vague(shape := self.view.shape(tensor)):
+                return shape
             array = self.array(tensor)
             return None if array is None else array.shape
         return self.view.shape(tensor)
@@ -67,19 +69,20 @@ class Facts:
         return size if isinstance(size, int) else None
 
     def is_constant(self, tensor: gs.Tensor) -> bool:
-        """Whether a tensor's values are stored in the model, be it behind a Constant node or Identity."""
+        """Whether a tensor's values are stored in the model, or computed from stored ones by moving and casting."""
         if id(tensor) not in self._constant:
-            self._constant[id(tensor)] = not self.view.is_input(tensor) and is_stored(tensor)
+            stored = is_stored(tensor) or (bool(tensor.inputs) and evaluate(self.view, tensor) is not None)
+            self._constant[id(tensor)] = not self.view.is_input(tensor) and bool(tensor.name) and stored
         return self._constant[id(tensor)]
 
     def array(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
         """Return the values of a constant; small ones are remembered."""
-        if not tensor.name or not self.is_constant(tensor):
+        if not isinstance(tensor, gs.Constant) and (not tensor.name or not self.is_constant(tensor)):
             return None
         if id(tensor) in self._arrays:
             return self._arrays[id(tensor)]
         source = constant_of(tensor)
-        array = self.view.array(tensor) if source is None else read_values(source)
+        array = evaluate(self.view, tensor) if source is None else read_values(source)
         if array is not None and array.size <= SMALL:
             self._arrays[id(tensor)] = array
         return array
@@ -92,24 +95,10 @@ class Facts:
             return "O" if array is None else array.dtype.kind
         return "O" if source.dtype is None else np.dtype(source.dtype).kind
 
-    def has_weight(self, tensor: gs.Tensor) -> bool:
-        """Whether a tensor is a constant, or computed from constants by moving or casting."""
-        if self.is_constant(tensor):
-            return True
-        if id(tensor) not in self._computed:
-            self._computed[id(tensor)] = bool(tensor.inputs) and evaluate(self.view, tensor) is not None
-        return self._computed[id(tensor)]
-
-    def weight(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
-        """Return the values of a constant, or of a tensor that is computed from constants by moving or casting."""
-        if self.is_constant(tensor):
-            return self.array(tensor)
-        return evaluate(self.view, tensor) if self.has_weight(tensor) else None
-
     def is_computed(self, tensor: gs.Tensor) -> bool:
         """Whether a tensor is known to be the same whatever the model's inputs are."""
         values = self._values.get(id(tensor))
-        return self._computed.get(id(tensor), False) or (values is not None and bool(values.known.all()))
+        return self.is_constant(tensor) or (values is not None and bool(values.known.all()))
 
     def values(self, tensor: gs.Tensor) -> Values | None:
         """Return what is known of the elements of a small tensor, of integers above all."""

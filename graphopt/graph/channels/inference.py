@@ -33,6 +33,9 @@ def infer_outputs(node: gs.Node, facts: "Facts") -> list[Shape]:
         return []
     if node.op == "Reshape" and (target := _reshaped(node, facts)) is not None:
         return [target]
+    if node.op == "ConstantOfShape" and (values := facts.values(node.inputs[0])) is not None:
+        numbers = zip(values.array.ravel().tolist(), values.known.ravel().tolist(), values.names(facts), strict=True)
+        return [tuple(number if known else name for number, known, name in numbers)]
     plain = attributes(node)
     if plain is None:
         return []
@@ -66,19 +69,21 @@ def _reshaped(node: gs.Node, facts: "Facts") -> Shape:
     if values is None or values.array.ndim != 1 or node.attrs.get("allowzero", 0):
         return None
     sizes: list[int | str | None] = []
+    names = values.names(facts)
     for axis, (size, known) in enumerate(zip(values.array.tolist(), values.known.tolist(), strict=True)):
         copied = known and size == 0 and before is not None and axis < len(before)
-        sizes.append(before[axis] if copied and before is not None else size if known and size > 0 else None)
+        told = size if known and size > 0 else names[axis]
+        sizes.append(before[axis] if copied and before is not None else told)
     unknown = [axis for axis, size in enumerate(sizes) if size is None]
     if before is not None and len(unknown) == 1 and None not in before:
-        names = [size for size in before if isinstance(size, str)]
+        open_names = [size for size in before if isinstance(size, str)]
         rest = [size for size in sizes if isinstance(size, str)]
         whole = math.prod(size for size in before if isinstance(size, int))
         part = math.prod(size for size in sizes if isinstance(size, int))
-        if sorted(names) == sorted(rest) and part and whole % part == 0:
+        if sorted(open_names) == sorted(rest) and part and whole % part == 0:
             sizes[unknown[0]] = whole // part
-        elif len(names) == len(rest) + 1 and part == whole:
-            sizes[unknown[0]] = next((name for name in names if names.count(name) != rest.count(name)), None)
+        elif len(open_names) == len(rest) + 1 and part == whole:
+            sizes[unknown[0]] = next((name for name in open_names if open_names.count(name) != rest.count(name)), None)
     return tuple(sizes)
 
 

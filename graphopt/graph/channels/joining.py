@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts, Mask
-from graphopt.graph.channels.labels import Label, Labels
+from graphopt.graph.channels.labels import Label, Labels, describe
 from graphopt.graph.channels.table import Transfer, register
 
 
@@ -90,14 +90,14 @@ def _spans(node: gs.Node, facts: Facts) -> list[tuple[int, int]] | None:
     return [(end - (size or 0), end) for end, size in zip(ends, sizes, strict=True)]
 
 
-Picks = list[dict[int, NDArray[np.int64]]]
+Picks = list[dict[int, NDArray[np.int64] | None]]
 
 
 class Picking(Transfer):
     """An operator each output of which picks indices along some axes of the first input."""
 
     def picks(self, node: gs.Node, facts: Facts) -> Picks | None:
-        """Return, for each output and axis that is not whole, the picked indices; None if they are not known."""
+        """Return, for each output and axis that is not whole, the picked indices; None where they are not known."""
         raise NotImplementedError
 
     def forward(self, node: gs.Node, facts: Facts) -> None:
@@ -107,7 +107,8 @@ class Picking(Transfer):
             return
         for axis, known in facts.known_axes(node.inputs[0]).items():
             for out, chosen in zip(node.outputs, picks or (), strict=False):
-                facts.learn(out, axis, known[chosen[axis]] if axis in chosen else known)
+                indices = chosen.get(axis, np.arange(len(known)))
+                facts.learn(out, axis, None if indices is None else known[indices])
 
     def backward(self, node: gs.Node, facts: Facts) -> None:
         """An index is needed if an output that picks it needs it."""
@@ -121,7 +122,7 @@ class Picking(Transfer):
             masks = dict(facts.needed_axes(out))
             for axis, indices in chosen.items():
                 size = facts.dim(node.inputs[0], axis)
-                if size is None:
+                if size is None or indices is None:
                     masks.pop(axis, None)
                     continue
                 mask: Mask = np.zeros(size, dtype=bool)
@@ -139,9 +140,12 @@ class Picking(Transfer):
             return
         source = labels.axes(node, 0)
         for out, chosen in zip(node.outputs, picks, strict=True):
-            axes = [
-                label[chosen[axis]] if label is not None and axis in chosen else label for axis, label in enumerate(source)
-            ]
+            axes: list[Label | None] = []
+            for axis, label in enumerate(source):
+                indices = chosen.get(axis) if axis in chosen else np.arange(0 if label is None else len(label))
+                if indices is None:
+                    labels.block(label, f"{describe(node)} picks along axis {axis}")
+                axes.append(None if label is None or indices is None else label[indices] if axis in chosen else label)
             labels.set(out, axes)
 
 
@@ -185,11 +189,11 @@ class Slice(Picking):
         plan = _slices(node, facts)
         if plan is None:
             return None
-        found: dict[int, NDArray[np.int64]] = {}
+        found: dict[int, NDArray[np.int64] | None] = {}
         for axis, (start, end, step) in plan.items():
             size = facts.dim(node.inputs[0], axis)
-            if size is None:
-                found[axis] = np.zeros(0, dtype=np.int64)
+            if size is None or start is None or end is None:
+                found[axis] = None
                 continue
             stop = None if step < 0 and end < -size else end
             found[axis] = np.arange(size)[start:stop:step]
@@ -205,10 +209,11 @@ class Slice(Picking):
             label = axes[axis] if axis < len(axes) else None
             if label is None or not cut.gone[label].any():
                 continue
-            picks = self.picks(node, cut.facts)
-            assert picks is not None
+            picked = (self.picks(node, cut.facts) or [{}])[0].get(axis)
+            if picked is None:
+                cut.refuse(node, f"the bounds of {describe(node)} along axis {axis} are not known")
             keep = ~cut.gone[label]
-            places = (np.cumsum(keep) - 1)[[index for index in picks[0][axis] if keep[index]]]
+            places = (np.cumsum(keep) - 1)[picked[keep[picked]]]
             steps = np.unique(np.diff(places))
             if len(places) == 0 or len(steps) > 1:
                 cut.refuse(node, f"what stays along axis {axis} of Slice {node.outputs[0].name!r} is not evenly spaced")
@@ -219,8 +224,10 @@ class Slice(Picking):
         if changed:
             self._write(node, cut, plan)
 
-    def _write(self, node: gs.Node, cut: Cut, plan: dict[int, tuple[int, int, int]]) -> None:
+    def _write(self, node: gs.Node, cut: Cut, plan: "Plan") -> None:
         """Write bounds as attributes or as constants, as the opset has it."""
+        if any(start is None or end is None for start, end, _ in plan.values()):
+            cut.refuse(node, f"the bounds of {describe(node)} are computed, and one of its axes is cut")
         columns = [list(plan), *(list(column) for column in zip(*plan.values(), strict=True))]
         if cut.facts.view.opset < 10:
             for name, column in zip(("axes", "starts", "ends"), columns, strict=False):
@@ -231,26 +238,39 @@ class Slice(Picking):
                 cut.integers(node, slot, column, like=node.inputs[1])
 
 
-def _slices(node: gs.Node, facts: Facts) -> dict[int, tuple[int, int, int]] | None:
-    """Return (start, end, step) for each sliced axis; None if they are not known."""
+Plan = dict[int, tuple[int | None, int | None, int]]
+
+
+def _slices(node: gs.Node, facts: Facts) -> Plan | None:
+    """Return (start, end, step) for each sliced axis, None for a bound that is computed; None if the axes are not known."""
     rank = facts.rank(node.inputs[0])
     if rank is None:
         return None
-    if len(node.inputs) > 2:
-        columns = [facts.integers(tensor) if tensor.name else None for tensor in node.inputs[1:5]]
-        if any(column is None and tensor.name for column, tensor in zip(columns, node.inputs[1:5], strict=True)):
-            return None
-        starts, ends, axes, steps = [*columns, None, None][:4]
+    if len(node.inputs) < 3:
+        starts, ends = list(node.attrs.get("starts", ())), list(node.attrs.get("ends", ()))
+        axes, steps = list(node.attrs.get("axes", range(len(starts)))), [1] * len(starts)
     else:
-        starts, ends, axes, steps = node.attrs.get("starts"), node.attrs.get("ends"), node.attrs.get("axes"), None
-    if starts is None or ends is None:
+        given = [tensor if tensor.name else None for tensor in [*node.inputs[1:5], gs.Variable.empty()]][:4]
+        bounds = [None if tensor is None else _elements(tensor, facts) for tensor in (*given, None, None)[:4]]
+        if bounds[0] is None or bounds[1] is None:
+            return None
+        starts, ends = bounds[0], bounds[1]
+        axes = list(range(len(starts))) if len(node.inputs) < 4 or not node.inputs[3].name else bounds[2]
+        steps = [1] * len(starts) if len(node.inputs) < 5 or not node.inputs[4].name else bounds[3]
+    if axes is None or steps is None or None in axes or None in steps or len(starts) != len(axes):
         return None
-    axes = list(range(len(starts))) if axes is None else axes
-    steps = [1] * len(starts) if steps is None else steps
-    return {
-        int(axis) % rank: (int(start), int(end), int(step))
-        for axis, start, end, step in zip(axes, starts, ends, steps, strict=True)
-    }
+    rows = zip(axes, starts, ends, steps, strict=True)
+    return {int(axis) % rank: (start, end, int(step)) for axis, start, end, step in rows}
+
+
+def _elements(tensor: gs.Tensor, facts: Facts) -> list[int | None] | None:
+    """Return the elements of a small integer tensor, None for those that are not known; None if its size is not."""
+    values = facts.values(tensor)
+    if values is not None and values.array.dtype.kind in "iu":
+        pairs = zip(values.array.ravel().tolist(), values.known.ravel().tolist(), strict=True)
+        return [int(value) if known else None for value, known in pairs]
+    size = facts.dim(tensor, 0) if facts.rank(tensor) == 1 else None
+    return None if size is None else [None] * size
 
 
 @register("Gather")

@@ -117,6 +117,33 @@ def _is_float(tensor: gs.Tensor, facts: Facts) -> bool:
     return values is not None and values.array.dtype.kind in "fV"
 
 
+@register("ConstantOfShape")
+class ConstantOfShape(Transfer):
+    """One value all over; every axis of known size can be asked for smaller."""
+
+    def forward(self, node: gs.Node, facts: Facts) -> None:
+        """Everything is uniform."""
+        value = node.attrs.get("value")
+        array = facts.array(value) if isinstance(value, gs.Constant) else np.zeros(1)
+        if array is not None and array.dtype.kind == "f":
+            for axis in range(facts.rank(node.outputs[0]) or 0):
+                if (size := facts.dim(node.outputs[0], axis)) is not None:
+                    facts.learn(node.outputs[0], axis, np.full(size, float(array.ravel()[0])))
+
+    def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
+        """Each axis of floats has labels of its own."""
+        rank, known = facts.rank(node.outputs[0]), facts.known_axes(node.outputs[0])
+        if rank is not None:
+            sizes = [facts.dim(node.outputs[0], axis) or 0 for axis in range(rank)]
+            labels.set(
+                node.outputs[0], [labels.fresh(n, node, -1) if a in known and n > 1 else None for a, n in enumerate(sizes)]
+            )
+
+    def cut(self, node: gs.Node, cut: Cut) -> None:
+        """Write the new sizes into the target shape."""
+        cut.resize(node, 0)
+
+
 @register("Tile")
 class Tile(Keeping):
     """An axis that is repeated once passes; a longer one repeats its labels."""

@@ -1,5 +1,6 @@
 """Partial values of small integer tensors: the arithmetic on shapes that exporters leave in the graph."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,36 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Values:
-    """A small integer or boolean tensor of which some elements are known; the others hold anything."""
+    """A small tensor of which some elements are known; of the others, some are the size that a name stands for."""
 
     array: NDArray[Any]
     known: NDArray[np.bool_]
+
+    def names(self, facts: "Facts") -> list[str | None]:
+        """Return the symbolic size that each element is, None for any other."""
+        elements = zip(self.array.ravel().tolist(), self.known.ravel().tolist(), strict=True)
+        return [None if known else facts.symbols.name(value) for value, known in elements]
+
+
+class Symbols:
+    """Codes for symbolic sizes, so that arrays of integers can carry them where elements only move."""
+
+    def __init__(self) -> None:
+        """Know no name yet."""
+        self._codes: dict[str, int] = {}
+        self._names: list[str] = []
+
+    def code(self, name: str) -> int:
+        """Return the code of a name."""
+        if name not in self._codes:
+            self._codes[name] = -(2**30) - len(self._names)
+            self._names.append(name)
+        return self._codes[name]
+
+    def name(self, code: int) -> str | None:
+        """Return the name that a code stands for, None for anything else."""
+        index = -(2**30) - int(code)
+        return self._names[index] if 0 <= index < len(self._names) else None
 
 
 def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
@@ -64,15 +91,15 @@ def evaluate_values(node: gs.Node, facts: "Facts") -> Values | None:
             found = rule(node, [value for value in inputs if value is not None], facts)
     except (ValueError, IndexError, TypeError, OverflowError):
         return None
-    return found if found is not None and found.array.size <= 4096 and found.known.any() else None
+    return found if found is not None and found.array.size <= 4096 else None
 
 
 def _open(tensor: gs.Tensor, facts: "Facts") -> Values | None:
     """Return a tensor of known shape of which no element is known."""
     shape = facts.shape(tensor)
-    if shape is None or any(not isinstance(size, int) for size in shape) or np.prod([s for s in shape if s]) > 64:
+    if shape is None or any(not isinstance(size, int) for size in shape) or math.prod(s for s in shape if isinstance(s, int)) > 64:
         return None
-    array = np.ones([size for size in shape if isinstance(size, int)], dtype=np.int64)
+    array = np.zeros([size for size in shape if isinstance(size, int)], dtype=np.int64)
     return Values(array, np.zeros(array.shape, dtype=bool))
 
 
@@ -83,7 +110,8 @@ def _shape(node: gs.Node, facts: "Facts") -> Values | None:
         return None
     sizes = shape[slice(node.attrs.get("start", 0), node.attrs.get("end"))]
     known = np.array([isinstance(size, int) for size in sizes], dtype=bool)
-    return Values(np.array([size if isinstance(size, int) else 1 for size in sizes], dtype=np.int64), known)
+    codes = [facts.symbols.code(size) if isinstance(size, str) else size or 0 for size in sizes]
+    return Values(np.array(codes, dtype=np.int64), known)
 
 
 def _arithmetic(function: Callable[..., Any]) -> Rule:
@@ -92,7 +120,8 @@ def _arithmetic(function: Callable[..., Any]) -> Rule:
         known = inputs[0].known
         for value in inputs[1:]:
             known = known & value.known
-        return Values(array, np.broadcast_to(known, array.shape))
+        known = np.broadcast_to(known, array.shape)
+        return Values(np.where(known, array, 0).astype(array.dtype), known)
 
     return rule
 
@@ -160,7 +189,8 @@ def _cast(node: gs.Node, inputs: list[Values], facts: "Facts") -> Values | None:
 
 def _where(node: gs.Node, inputs: list[Values], facts: "Facts") -> Values:
     choice, yes, no = inputs
-    array = np.where(choice.array, yes.array, no.array)
+    array = np.where(choice.known & choice.array.astype(bool), yes.array, no.array)
+    array = np.where(choice.known, array, 0)
     return Values(array, np.broadcast_to(choice.known & np.where(choice.array, yes.known, no.known), array.shape))
 
 

@@ -1,0 +1,67 @@
+"""Scores of coupled groups: by their weights, by the scales of their normalizations, or by any other members."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from graphopt.graph.channels.analysis import Channels
+from graphopt.graph.channels.cost import CONTRACTIONS
+from graphopt.graph.channels.labels import Label
+from graphopt.graph.view import is_op
+from graphopt.numerics.importance import Aggregation, Norm, Scores, aggregate, slice_norms
+
+Numbers = NDArray[np.int64]
+
+NORMALIZATIONS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
+
+
+def weight_scores(channels: Channels, groups: Numbers, norm: Norm, how: Aggregation) -> Scores:
+    """Score groups by the weights of at least two axes that feed them; NaN for groups that have none."""
+
+    def members() -> Iterator[tuple[Label, Scores]]:
+        for use in channels.labels.uses.values():
+            for axis, label in use.axes.items():
+                values = channels.facts.array(use.node.inputs[use.slot]) if use.roles[axis] == "feeds" else None
+                if values is not None and values.ndim > 1:
+                    yield label, slice_norms(values, axis, norm)
+
+    return group_scores(channels, groups, members(), how)
+
+
+def scale_scores(channels: Channels, groups: Numbers, how: Aggregation) -> Scores:
+    """Score groups by the magnitude of the scales of their normalizations; NaN for groups that have none."""
+
+    def members() -> Iterator[tuple[Label, Scores]]:
+        for use in channels.labels.uses.values():
+            for axis, label in use.axes.items():
+                if use.roles[axis] == "scales" and is_op(use.node, *NORMALIZATIONS):
+                    values = channels.facts.array(use.node.inputs[use.slot])
+                    if values is not None:
+                        yield label, slice_norms(values, axis, "l1")
+
+    return group_scores(channels, groups, members(), how)
+
+
+def read_tensors(channels: Channels) -> dict[tuple[str, int], tuple[gs.Tensor, Label]]:
+    """Return the tensors of the main graph that contractions read: by name and labelled axis, with its labels."""
+    labels, view = channels.labels, channels.facts.view
+    main = {id(node) for node in view.model.graph.nodes}
+    found: dict[tuple[str, int], tuple[gs.Tensor, Label]] = {}
+    for node in channels.facts.program:
+        if id(node) in main and is_op(node, *CONTRACTIONS):
+            for tensor in node.inputs[:2]:
+                for axis, label in enumerate(labels.variables.get(id(tensor), ())):
+                    if label is not None and any(id(before) in main for before in tensor.inputs):
+                        found.setdefault((str(tensor.name), axis), (tensor, label))
+    return found
+
+
+def group_scores(
+    channels: Channels, groups: Numbers, members: Iterable[tuple[Label, Scores]], how: Aggregation
+) -> Scores:
+    """Add up scores of labels to scores of groups, given by their numbers; NaN for groups without any."""
+    place = np.full(len(channels.root), -1, dtype=np.int64)
+    place[groups] = np.arange(len(groups))
+    return aggregate(((place[channels.root[label]], scores) for label, scores in members), len(groups), how)
