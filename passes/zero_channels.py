@@ -1,0 +1,224 @@
+"""Choose coupled groups of channels that matter least and set them to nought, for prune-channels to cut out."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from graphopt import GraphView, Lossy, OptionError, Pass, PassResult, Rewritten, Skip, Skipped, option
+from graphopt.graph.channels import ChannelGroup, Channels, channel_groups, zero
+from graphopt.graph.channels.choosing import Counts, Plan, Ranking
+from graphopt.graph.channels.cost import Cost
+from graphopt.graph.channels.importance import group_scores, read_tensors, scale_scores, weight_scores
+from graphopt.graph.channels.pools import Pool, channel_pools
+from graphopt.runtime.activity import mean_activity
+
+Scores = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroChannels(Pass):
+    """Zero the least important channels, whole coupled groups at a time, so that prune-channels cuts them exactly.
+
+    A group is everything that can only go together: the filters of all layers that add into one residual stream, a
+    filter with its later BatchNormalizations in a dense net, a channel of an expansion with its squeeze-and-excite. It
+    is set to nought in every weight, bias, scale and shift that makes it; what reads it stays as it is. Groups that the
+    same weights make are a pool, and alternatives to each other.
+
+    Criteria, each aggregated over the members of a group:
+
+    - ``l1``, ``l2``: mean magnitude or root mean square of the weights that make the channel (arXiv 1608.08710);
+    - ``bn-gamma``: magnitude of the scales of its normalizations (network slimming, arXiv 1708.06519);
+    - ``activation``: mean magnitude of what later layers read of it, on the calibration data (needs ``--data``);
+    - ``random``: a baseline.
+
+    One of ``--ratio``, ``--threshold``, ``--keep-macs`` and ``--keep-parameters`` says how much. Channels that are dead
+    already count as chosen, so that a second run does nothing.
+
+    Never zeroed: channels of inputs and outputs, and those coupled with an axis that cannot be cut, such as one that a
+    LayerNormalization normalizes. How much accuracy goes is the user's choice, so the contract promises only that the
+    model runs and gives finite values; the report shows the measured SQNR and, with labelled data, top-1.
+    """
+
+    name = "zero-channels"
+    contract = Lossy(min_sqnr_db=float("-inf"))
+
+    criterion: Literal["l1", "l2", "bn-gamma", "activation", "random"] = option("l1", "What a channel is judged by.")
+    aggregation: Literal["mean", "max", "sum"] = option("mean", "How the scores of a group's members become one.")
+    scope: Literal["uniform", "global"] = option(
+        "uniform", "Rank each pool by itself, or all together by scores relative to the mean of their pool."
+    )
+    ratio: float | None = option(None, "Zero this share of the groups.", minimum=0.0, maximum=1.0)
+    threshold: float | None = option(None, "Zero the groups that score below this (global: relative to the mean).")
+    keep_macs: float | None = option(None, "Keep at most this share of the MACs.", minimum=0.0, maximum=1.0)
+    keep_parameters: float | None = option(None, "Keep at most this share of the parameters.", minimum=0.0, maximum=1.0)
+    multiple: int = option(1, "Keep a multiple of this many channels in each layer.", minimum=1)
+    min_channels: int = option(1, "Keep at least this many channels in each layer.", minimum=1)
+    skip: tuple[str, ...] = option((), "Leave alone layers whose site matches this pattern, such as '*/conv1/*'.")
+    samples: int = option(512, "How many calibration samples the activation criterion uses at most.", minimum=1)
+    seed: int = option(0, "Seed of the random criterion.", minimum=0)
+
+    def __post_init__(self) -> None:
+        """Check that exactly one option says how much.
+
+        Raises:
+            OptionError: None does, or several do.
+        """
+        super().__post_init__()
+        amounts = (self.ratio, self.threshold, self.keep_macs, self.keep_parameters)
+        if sum(amount is not None for amount in amounts) != 1:
+            raise OptionError(f"{self.name}: give one of --ratio, --threshold, --keep-macs and --keep-parameters")
+
+    def run(self, view: GraphView) -> PassResult:
+        """Analyse, score, choose and zero."""
+        channels = Channels.analyze(view)
+        groups = channel_groups(channels)
+        pools = channel_pools(channels, groups)
+        told = _Story(skipped=[(pattern, "no layer matches it") for pattern in self._unmatched(pools)])
+        scores = self._scores(view, channels, groups, told)
+        rankings = list(self._rankings(view, channels, pools, scores, told))
+        cost = Cost.of(channels)
+        plan = Plan(rankings, self.scope)
+        try:
+            counts = self._counts(plan, cost)
+        except Skip as reason:
+            told.skipped += [(ranking.pool.site, str(reason)) for ranking in rankings]
+            return told.result()
+        chosen = plan.chosen(counts)
+        fresh = [[group for group in some if not group.removable] for some in chosen]
+        zero(channels, [group for some in fresh for group in some], view.edit)
+        for ranking, some, new in zip(rankings, chosen, fresh, strict=True):
+            told.pool(ranking, len(some), len(new))
+        return told.result(cost, [group.index for some in chosen for group in some])
+
+    # -- choosing ------------------------------------------------------------------------------------------------------
+
+    def _unmatched(self, pools: list[Pool]) -> list[str]:
+        """Return the patterns that match no layer."""
+        layers = [layer for pool in pools for layer in pool.layers]
+        return [pattern for pattern in self.skip if not any(fnmatchcase(layer, pattern) for layer in layers)]
+
+    def _scores(
+        self, view: GraphView, channels: Channels, groups: list[ChannelGroup], told: "_Story"
+    ) -> dict[int, float]:
+        """Return a score for each group, NaN where the criterion has nothing to go by."""
+        numbers = np.array([group.index for group in groups], dtype=np.int64)
+        if self.criterion == "random":
+            found = np.random.default_rng(self.seed).random(len(numbers))
+        elif self.criterion == "bn-gamma":
+            found = scale_scores(channels, numbers, self.aggregation)
+        elif self.criterion == "activation":
+            if view.calibration is None or view.calibration.generated:
+                told.missing = "the activation criterion needs calibration data (--data)"
+                return {}
+            found = self._activity(view, channels, numbers)
+        else:
+            found = weight_scores(channels, numbers, self.criterion, self.aggregation)
+        return dict(zip(numbers.tolist(), found.tolist(), strict=True))
+
+    def _activity(self, view: GraphView, channels: Channels, numbers: NDArray[np.int64]) -> Scores:
+        """Score groups by the mean magnitude of what contractions read of them."""
+        read = read_tensors(channels)
+        axes: dict[str, list[int]] = {}
+        sizes: dict[str, int] = {}
+        for (name, axis), (tensor, _) in read.items():
+            axes.setdefault(name, []).append(axis)
+            sizes[name] = math.prod(size for size in channels.facts.shape(tensor) or () if isinstance(size, int))
+        active = mean_activity(view.model, axes, sizes, view.calibration, self.samples)
+        members = ((read[key][1], values) for key, values in active.items() if len(values) == len(read[key][1]))
+        return group_scores(channels, numbers, members, self.aggregation)
+
+    def _rankings(
+        self, view: GraphView, channels: Channels, pools: list[Pool], scores: dict[int, float], told: "_Story"
+    ) -> Iterator[Ranking]:
+        """Yield the pools that can be chosen from, ranked."""
+        for pool in pools:
+            pattern = next((p for p in self.skip for layer in pool.layers if fnmatchcase(layer, p)), None)
+            rated = np.array([scores.get(group.index, np.nan) for group in pool.groups])
+            if pool.site in view.vetoes:
+                told.skipped.append((pool.site, view.vetoes[pool.site]))
+            elif not pool.groups:
+                told.skipped += [(pool.site, f"{count} channels: {why}") for why, count in pool.blocked.items()]
+            elif pattern is not None:
+                told.skipped.append((pool.site, f"left alone by --skip {pattern}"))
+            elif np.isnan(rated).any():
+                reason = told.missing or f"nothing in it to judge by {self.criterion}"
+                told.skipped.append((pool.site, reason))
+            else:
+                yield Ranking.of(channels, pool, rated, self.multiple, self.min_channels)
+
+    def _counts(self, plan: Plan, cost: Cost) -> Counts:
+        """Return how many groups of each pool go.
+
+        Raises:
+            Skip: The budget cannot be met, or not be computed.
+        """
+        if self.ratio is not None:
+            return plan.by_ratio(self.ratio)
+        if self.threshold is not None:
+            return plan.by_threshold(self.threshold)
+        none = cost.gone([])
+        if self.keep_parameters is not None:
+            return plan.by_budget(
+                lambda counts: cost.parameters(_gone(cost, plan, counts)),
+                self.keep_parameters * cost.parameters(none),
+                "parameters",
+            )
+        if cost.unknown:
+            raise Skip(f"the MACs of the model are not known: {cost.unknown!r} has an unknown size")
+        assert self.keep_macs is not None
+        budget = self.keep_macs * cost.macs(none)
+        return plan.by_budget(lambda counts: cost.macs(_gone(cost, plan, counts)), budget, "MACs")
+
+
+def _gone(cost: Cost, plan: Plan, counts: Counts) -> NDArray[np.bool_]:
+    """Return the mask over labels of what a plan gives up."""
+    return cost.gone([group.index for some in plan.chosen(counts) for group in some])
+
+
+class _Story:
+    """What is told of each site."""
+
+    def __init__(self, skipped: list[tuple[str, str]]) -> None:
+        self.skipped = skipped
+        self.rewritten: dict[str, list[str]] = {}
+        self.missing = ""
+
+    def pool(self, ranking: Ranking, count: int, new: int) -> None:
+        """Tell what became of a pool."""
+        site, of = ranking.pool.site, len(ranking.order)
+        stay = "".join(f"; {n} more cannot go: {why}" for why, n in ranking.pool.blocked.items())
+        if new:
+            self.rewritten.setdefault(site, []).append(f"{count} of {of} channels zeroed{stay}")
+        elif count:
+            self.skipped.append((site, f"the {count} of {of} channels to zero are nought already{stay}"))
+        else:
+            self.skipped.append((site, f"none of {of} channels is to be zeroed{stay}"))
+
+    def result(self, cost: Cost | None = None, chosen: list[int] | None = None) -> PassResult:
+        """Return it as data; the first site tells of the whole too."""
+        details = {site: "; ".join(lines) for site, lines in self.rewritten.items()}
+        if cost is not None and details:
+            first = next(iter(details))
+            details[first] += f". In all {_saving(cost, chosen or [])}"
+        skipped = dict.fromkeys((site, why) for site, why in self.skipped if site not in details)
+        return PassResult(
+            tuple(Rewritten(site, detail) for site, detail in details.items()),
+            tuple(Skipped(site, why) for site, why in skipped),
+        )
+
+
+def _saving(cost: Cost, chosen: list[int]) -> str:
+    """Say what prune-channels will save."""
+    none, gone = cost.gone([]), cost.gone(chosen)
+    parts = []
+    figures = [("parameters", cost.parameters(none), cost.parameters(gone))]
+    figures += [] if cost.unknown else [("MACs", cost.macs(none), cost.macs(gone))]
+    for what, before, after in figures:
+        share = 1 - after / before if before else 0.0
+        parts.append(f"{before - after:,} of {before:,} {what} ({share:.1%})")
+    return f"{len(chosen)} coupled groups of channels are nought; with prune-channels {' and '.join(parts)} go"
