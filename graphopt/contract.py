@@ -28,7 +28,11 @@ class FloatExact:
 
 @dataclass(frozen=True)
 class Lossy:
-    """Outputs change on purpose; each keeps at least this signal-to-quantization-noise ratio, in dB."""
+    """Outputs change on purpose; each keeps at least this signal-to-quantization-noise ratio, in dB.
+
+    Minus infinity promises only that the model runs and gives no new NaN or Inf: integers, and sizes that depend on
+    values, may change too. That is for passes whose user says how much to give up.
+    """
 
     min_sqnr_db: float
 

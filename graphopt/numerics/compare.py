@@ -110,9 +110,10 @@ class Comparer:
 
     def _problem(self, tally: Tally) -> tuple[str, float]:
         """Say how an output breaks the contract, and by how much; ("", 0) if it does not."""
-        if tally.mismatch:
-            return tally.mismatch, BEYOND
-        if not tally.differing:
+        free = isinstance(self._contract, Lossy) and self._contract.min_sqnr_db == -math.inf
+        if mismatch := tally.mismatch or ("" if free else tally.resized):
+            return mismatch, BEYOND
+        if free or not tally.differing:
             return "", 0.0
         if not tally.is_float or isinstance(self._contract, BitExact):
             moved = f", by up to {tally.max_abs:.3g}" if tally.max_abs else ""

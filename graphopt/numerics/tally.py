@@ -71,7 +71,8 @@ class Tally:
         max_reference: Largest magnitude of a finite reference element.
         signal: Sum of squares of the reference.
         noise: Sum of squares of the differences.
-        mismatch: The first difference of structure, type, shape or finiteness, in words.
+        mismatch: The first difference of structure, type, rank or finiteness, in words.
+        resized: The first difference of size alone, in words; a new NaN or Inf there counts as a mismatch.
     """
 
     front: Front
@@ -83,6 +84,7 @@ class Tally:
     signal: float = 0.0
     noise: float = 0.0
     mismatch: str = ""
+    resized: str = ""
     is_float: bool = False
     _mean: float = field(default=0.0, repr=False)
     _deviation: float = field(default=0.0, repr=False)
@@ -101,10 +103,12 @@ class Tally:
         """Compare one value: an array, or a sequence, map or optional of them."""
         for left, right, where in pair_leaves(reference, candidate):
             problem = _form_mismatch(left, right)
-            if problem:
-                self.mismatch = self.mismatch or where + problem
-            else:
+            if not problem:
                 self._add_array(left, right)
+            elif isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and _resized(left, right):
+                self.resized = self.resized or where + problem
+            else:
+                self.mismatch = self.mismatch or where + problem
 
     def _add_array(self, reference: NDArray[Any], candidate: NDArray[Any]) -> None:
         """Compare two arrays of one type and shape, chunk by chunk."""
@@ -183,6 +187,16 @@ def pair_leaves(reference: Any, candidate: Any, where: str = "") -> Iterator[tup
             yield reference, candidate, where
     else:
         yield np.asarray(reference), np.asarray(candidate), where
+
+
+def _resized(left: NDArray[Any], right: NDArray[Any]) -> bool:
+    """Whether two arrays differ in their sizes alone, and the second brings no NaN or Inf that the first has not."""
+    if left.dtype != right.dtype or left.ndim != right.ndim:
+        return False
+    if not is_float_type(right.dtype):
+        return True
+    strange = [bool((~np.isfinite(values.astype(np.complex128))).any()) for values in (left, right)]
+    return strange[0] or not strange[1]
 
 
 def _form_mismatch(left: Any, right: Any) -> str:

@@ -48,13 +48,14 @@ class Cost:
         view = channels.facts.view
         cost._stored = sum(math.prod(constant.shape) for constant in view.model.constants())
         for use in channels.labels.uses.values():
-            source = constant_of(use.node.inputs[use.slot])
-            if source is not None:
-                size = math.prod(source.shape)
+            read = use.node.inputs[use.slot]
+            shape = channels.facts.shape(read)
+            if shape is not None and all(isinstance(size, int) for size in shape):
                 labels = tuple(use.axes.values())
                 if is_op(use.node, "Conv", "ConvTranspose") and use.slot == 1:
                     labels = cost._convolved(use.node)
-                cost._constants.setdefault(id(source), (size, []))[1].append(_Term(size, labels))
+                size = math.prod(int(size or 0) for size in shape)
+                cost._constants.setdefault(id(constant_of(read) or read), (size, []))[1].append(_Term(size, labels))
         for node in channels.facts.program:
             if is_op(node, *CONTRACTIONS):
                 cost._add(node)
