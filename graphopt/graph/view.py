@@ -107,6 +107,14 @@ class GraphView:
         """Infer shapes anew at the next question, after edits that changed them."""
         self._shapes = None
 
+    def variable_like(self, stem: str, tensor: gs.Tensor) -> gs.Variable:
+        """Return a new tensor without producer, of the type and shape of ``tensor``."""
+        shape = self.shape(tensor)
+        new = self.edit.variable(stem, tensor)
+        if self._shapes is not None and shape is not None:
+            self._shapes[id(new)] = shape
+        return new
+
     # -- refusals ------------------------------------------------------------------------------------------------------
 
     def require_permitted(self, site: str) -> None:

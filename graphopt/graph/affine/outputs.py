@@ -136,7 +136,7 @@ def add_behind(view: GraphView, node: gs.Node, change: Change, shift: Array, lik
     def make() -> None:
         change.make()
         out = node.outputs[0]
-        inner = view.edit.variable(f"{out.name}_{node.op}", out)
+        inner = view.variable_like(f"{out.name}_{node.op}", out)
         view.edit.set_output(node, 0, inner)
         view.edit.add_node(node, "Add", [inner, view.edit.constant(f"{out.name}_bias", narrow)], [out])
 
