@@ -25,7 +25,10 @@ def load(path: str | PathLike[str]) -> Model:
         buffer = _mapped(file)
         if buffer[: len(_LFS_POINTER)] == _LFS_POINTER:
             raise ModelError("it is a git-lfs pointer, not the model itself: fetch it with `git lfs pull`")
-        return read_model(*strip(buffer), ExternalData(file.parent).find, file)
+        external = ExternalData(file.parent)
+        model = read_model(*strip(buffer), external.find, file)
+        model.stored_bytes = len(buffer) + external.size
+        return model
     except WireError as error:
         raise ModelError(f"{file}: not an ONNX model: {error}") from error
     except ModelError as error:
