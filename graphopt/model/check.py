@@ -10,6 +10,7 @@ from graphopt.errors import ModelError
 from graphopt.model.weights import SUB_BYTE_BITS, byte_size
 
 _MAX_ELEMENTS = 2**62
+_KNOWN_TYPES = {TensorProto.UNDEFINED, *helper.get_all_tensor_dtypes()}
 _INT32_STORED = {
     TensorProto.INT32,
     TensorProto.INT16,
@@ -149,11 +150,11 @@ def check_element_type(data_type: int, label: str) -> None:
     Raises:
         ModelError: It is not.
     """
-    if data_type != TensorProto.UNDEFINED and data_type not in helper.get_all_tensor_dtypes():
+    if data_type not in _KNOWN_TYPES:
         raise ModelError(f"{label} has the unknown element type {data_type}")
 
 
-def check_type(kind: onnx.TypeProto, label: str) -> None:
+def check_type(kind: onnx.TypeProto, name: str) -> None:
     """Check the element types in a declared type.
 
     Raises:
@@ -162,7 +163,7 @@ def check_type(kind: onnx.TypeProto, label: str) -> None:
     while True:
         value = kind.WhichOneof("value")
         if value in ("tensor_type", "sparse_tensor_type"):
-            return check_element_type(getattr(kind, value).elem_type, label)
+            return check_element_type(getattr(kind, value).elem_type, repr(name))
         if value in ("sequence_type", "optional_type"):
             kind = getattr(kind, value).elem_type
         elif value == "map_type":

@@ -3,8 +3,17 @@
 import onnx
 import onnx_graphsurgeon as gs
 
-from graphopt.model.importer import no_garbage_collection
-from graphopt.model.ir import Constant, Graph, Info, Node, Variable, make_constant, make_node, make_variable
+from graphopt.model.ir import (
+    Constant,
+    Graph,
+    Info,
+    Node,
+    Variable,
+    make_constant,
+    make_node,
+    make_variable,
+    no_garbage_collection,
+)
 from graphopt.model.model import Model
 
 

@@ -1,11 +1,9 @@
 """Protos to graph."""
 
-import gc
 from collections import ChainMap
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import onnx_graphsurgeon as gs
@@ -15,18 +13,29 @@ from onnx import TensorProto, helper
 from graphopt.errors import ModelError
 from graphopt.model.attributes import read_attribute
 from graphopt.model.check import check_dims, check_element_type, check_header, check_tensor, check_type
-from graphopt.model.ir import Constant, Graph, Info, Node, Variable, make_constant, make_node, make_variable
+from graphopt.model.ir import (
+    Constant,
+    Graph,
+    Info,
+    Node,
+    Variable,
+    make_constant,
+    make_node,
+    make_variable,
+    no_garbage_collection,
+)
 from graphopt.model.model import Model
 from graphopt.model.order import sort_nodes
 from graphopt.model.weights import MappedValues, SparseValues, TensorValues
 from graphopt.model.wire import Span, WireError, marker_index, split, strip
 
 Scope = ChainMap[str, gs.Tensor]
+P = TypeVar("P", onnx.GraphProto, onnx.FunctionProto)
 Resolve = Callable[[TensorProto], Span]
 
-_MODEL_GRAPH, _MODEL_FUNCTIONS = 7, 25
-_GRAPH_LISTS = {1, 5, 11, 12, 13, 15}
-_FUNCTION_LISTS = {4, 5, 7, 12}
+_MODEL_GRAPH = 7
+_GRAPH_LISTS = ("node", "initializer", "sparse_initializer", "input", "output", "value_info")
+_FUNCTION_LISTS = ("node", "input", "output", "value_info")
 
 
 def from_proto(proto: onnx.ModelProto, path: Path | None = None) -> Model:
@@ -59,21 +68,20 @@ def read_model(skeleton: bytes, spans: Sequence[Span], external: Resolve, path: 
         ModelError: The skeleton is not a usable model.
     """
     try:
-        rest, parts = split(skeleton, {_MODEL_GRAPH})
+        rest, main = split(skeleton, _MODEL_GRAPH)
         header = onnx.ModelProto.FromString(rest)
-        graph = onnx.GraphProto.FromString(parts.get(_MODEL_GRAPH, b""))
+        graph = onnx.GraphProto.FromString(main or b"")
     except (WireError, DecodeError) as error:
         raise ModelError(f"not an ONNX model: {error}") from error
-    check_header(header, _MODEL_GRAPH in parts)
+    check_header(header, main is not None)
     reader = _Reader(header, spans, external)
     with no_garbage_collection():
         functions = [reader.function(function) for function in header.functions]
-        main = reader.graph(graph, ChainMap())
+        model = Model(reader.graph(graph, ChainMap()), header, path, functions=functions)
+        model.repairs = _repaired(model)
     if len(reader.used) != len(spans):
         raise ModelError("it holds tensor data in places where ONNX knows none")
     header.ClearField("functions")
-    model = Model(main, header, path, functions=functions)
-    model.repairs = _repaired(model)
     for inner in model.graphs():
         given = {id(tensor) for tensor in inner.outputs}
         inner.unused = {id(t) for t in inner.initializers if not t.outputs and id(t) not in given}
@@ -103,11 +111,10 @@ class _Reader:
         """Read the body of a local function."""
         scope: Scope = ChainMap({})
         self._inputs(proto.input, scope)
-        rest, _ = split(proto.SerializeToString(), _FUNCTION_LISTS)
         nodes = self._nodes(proto.node, scope)
         value_infos = [_info(info, scope) for info in proto.value_info]
         inputs, outputs = [scope[name] for name in proto.input], [self._find(name, scope) for name in proto.output]
-        graph = Graph(nodes, inputs, outputs, onnx.FunctionProto.FromString(rest), proto.opset_import or self._opsets)
+        graph = Graph(nodes, inputs, outputs, _without(proto, _FUNCTION_LISTS), proto.opset_import or self._opsets)
         graph.value_infos = value_infos
         return graph
 
@@ -129,8 +136,7 @@ class _Reader:
         )
         inputs = [tensor for _, tensor in input_infos if isinstance(tensor, gs.Variable)]
         outputs = [self._find(info.name, scope) for info in proto.output]
-        rest, _ = split(proto.SerializeToString(), _GRAPH_LISTS)
-        graph = Graph(nodes, inputs, outputs, onnx.GraphProto.FromString(rest), self._opsets)
+        graph = Graph(nodes, inputs, outputs, _without(proto, _GRAPH_LISTS), self._opsets)
         graph.initializers = initializers
         graph.input_infos, graph.value_infos, graph.output_infos = input_infos, value_infos, output_infos
         return graph
@@ -174,8 +180,8 @@ class _Reader:
         Raises:
             ModelError: Nothing defines it.
         """
-        tensor = scope.get(name)
-        if tensor is None:
+        tensor = scope.maps[0].get(name)
+        if tensor is None and (tensor := scope.get(name)) is None:
             raise ModelError(f"{name!r} is used but no input, initializer or node defines it")
         return tensor
 
@@ -206,6 +212,16 @@ class _Reader:
         return make_constant(proto.values.name, SparseValues(proto))
 
 
+def _without(proto: P, names: Sequence[str]) -> P:
+    """Return a copy of a proto without some of its fields; copied twice, since protobuf keeps cleared memory."""
+    cut, kept = type(proto)(), type(proto)()
+    cut.CopyFrom(proto)
+    for name in names:
+        cut.ClearField(name)
+    kept.CopyFrom(cut)
+    return kept
+
+
 def _described(proto: TensorProto) -> TensorProto:
     """Return all of a tensor but its data and where that is."""
     described = TensorProto()
@@ -219,9 +235,11 @@ def _described(proto: TensorProto) -> TensorProto:
 
 def _info(info: onnx.ValueInfoProto, scope: Scope) -> Info:
     """Match a declaration with its tensor, and tell a computed tensor what is declared of it."""
-    check_type(info.type, repr(info.name))
-    tensor = scope.get(info.name)
-    if tensor is scope.maps[0].get(info.name) and isinstance(tensor, Variable):
+    check_type(info.type, info.name)
+    tensor = scope.maps[0].get(info.name)
+    if tensor is None:
+        return info, scope.get(info.name)
+    if isinstance(tensor, Variable):
         kind = info.type.WhichOneof("value")
         if kind == "tensor_type":
             dtype, shape = _declared(info.type.tensor_type)
@@ -246,15 +264,3 @@ def _declared(kind: onnx.TypeProto.Tensor) -> tuple[Any, list[int | str | None] 
 
 def _no_external(proto: TensorProto) -> Span:
     raise ModelError(f"{proto.name!r} is external data, which only a file can have: load the model from its path")
-
-
-@contextmanager
-def no_garbage_collection() -> Iterator[None]:
-    """Hold Python's cycle collector off while many objects are made that all stay."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()

@@ -1,6 +1,8 @@
 """onnx-graphsurgeon's classes with what they would forget: the protos that they were read from."""
 
-from collections.abc import Iterable
+import gc
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -127,9 +129,23 @@ def make_node(
 
 
 def _link(thing: Any) -> None:
-    """Give a tensor or node its two synchronized lists."""
-    thing.__dict__["inputs"] = SynchronizedList(thing, "outputs", ())
-    thing.__dict__["outputs"] = SynchronizedList(thing, "inputs", ())
+    """Give a tensor or node its two synchronized lists, without running their constructor."""
+    for name, other in (("inputs", "outputs"), ("outputs", "inputs")):
+        links: Any = SynchronizedList.__new__(SynchronizedList)
+        links.__dict__.update(parent_obj=thing, field_name=other)
+        thing.__dict__[name] = links
+
+
+@contextmanager
+def no_garbage_collection() -> Iterator[None]:
+    """Hold Python's cycle collector off while many objects are made that all stay."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def current_values(constant: gs.Constant) -> TensorValues | NDArray[Any]:

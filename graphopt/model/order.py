@@ -18,16 +18,14 @@ def sort_nodes(graph: gs.Graph) -> bool:
     """
     nodes = list(graph.nodes)
     producer = {id(tensor): index for index, node in enumerate(nodes) for tensor in node.outputs if tensor.name}
+    if all(producer.get(id(t), -1) < index for index, node in enumerate(nodes) for t in reads(node)):
+        return False
     users: list[list[int]] = [[] for _ in nodes]
     waiting = [0] * len(nodes)
-    in_order = True
     for index, node in enumerate(nodes):
         for source in {producer[id(tensor)] for tensor in reads(node) if id(tensor) in producer}:
             users[source].append(index)
             waiting[index] += 1
-            in_order = in_order and source < index
-    if in_order:
-        return False
     ready = [index for index, count in enumerate(waiting) if not count]
     order: list[int] = []
     while ready:
@@ -45,9 +43,14 @@ def sort_nodes(graph: gs.Graph) -> bool:
 
 
 def reads(node: gs.Node) -> list[gs.Tensor]:
-    """Return what a node reads: its inputs, and whatever its subgraphs read or give out (their own tensors too)."""
-    found = list(node.inputs)
+    """Return what a node reads: its inputs, and whatever its subgraphs read or give out (their own tensors too).
+
+    The list is not to be changed: it may be the node's own.
+    """
+    found: list[gs.Tensor] = node.inputs
     waiting = bodies(node)
+    if waiting:
+        found = list(found)
     while waiting:
         body = waiting.pop()
         found += body.outputs

@@ -22,15 +22,14 @@ MAX_DEPTH = 100
 
 _MAGIC = b"\x00graphopt weight\xff"
 _MARKER_SIZE = len(_MAGIC) + 8
-_RAW_DATA = 9
-_TENSOR = "tensor"
+_WEIGHT = "raw data"
 _NESTED: dict[str, dict[int, str]] = {
     "model": {7: "graph", 25: "function"},
-    "graph": {1: "node", 5: _TENSOR},
+    "graph": {1: "node", 5: "tensor"},
     "function": {7: "node"},
     "node": {5: "attribute"},
-    "attribute": {5: _TENSOR, 6: "graph"},
-    _TENSOR: {},
+    "attribute": {5: "tensor", 6: "graph"},
+    "tensor": {9: _WEIGHT},
 }
 
 
@@ -44,16 +43,6 @@ class Span(NamedTuple):
     buffer: Buffer
     start: int
     length: int
-
-
-class Field(NamedTuple):
-    """One field of a message: where its key starts, and the range of its payload."""
-
-    number: int
-    wire_type: int
-    key: int
-    start: int
-    end: int
 
 
 def strip(buffer: Buffer) -> tuple[bytes, list[Span]]:
@@ -118,8 +107,11 @@ def has_marker(data: bytes | memoryview) -> bool:
     return len(data) < BIG and bytes(data).find(_MAGIC) >= 0
 
 
-def fields(buffer: Buffer, start: int, end: int) -> Iterator[Field]:
-    """Walk the fields of the message in a range of a buffer.
+def fields(buffer: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Walk the message in a range of a buffer.
+
+    Yields:
+        Number and wire type of a field, where its key and its payload start, and where it ends.
 
     Raises:
         WireError: The range is not a protobuf message.
@@ -140,25 +132,25 @@ def fields(buffer: Buffer, start: int, end: int) -> Iterator[Field]:
             raise WireError(f"wire type {wire_type} at byte {key}")
         if stop > end or tag < 8:
             raise WireError(f"the field at byte {key} ends at {stop}, its message at {end}")
-        yield Field(tag >> 3, wire_type, key, place, stop)
+        yield tag >> 3, wire_type, key, place, stop
         place = stop
 
 
-def split(data: bytes, numbers: set[int]) -> tuple[bytes, dict[int, bytes]]:
-    """Part a message: all fields but ``numbers``, and the joined payloads of each of those.
+def split(data: bytes, number: int) -> tuple[bytes, bytes | None]:
+    """Part a message: all fields but one, and the payload of that one, None if it is absent.
 
-    Joining the payloads of a singular message that stands there twice merges them, as parsing would.
+    Where a singular message stands there twice its payloads are joined, which merges them as parsing would.
     """
     rest: list[bytes] = []
-    taken: dict[int, bytes] = {}
+    taken: list[bytes] = []
     run = 0
-    for field in fields(data, 0, len(data)):
-        if field.number in numbers:
-            rest.append(data[run : field.key])
-            run = field.end
-            taken[field.number] = taken.get(field.number, b"") + data[field.start : field.end]
+    for found, _, key, start, end in fields(data, 0, len(data)):
+        if found == number:
+            rest.append(data[run:key])
+            taken.append(data[start:end])
+            run = end
     rest.append(data[run:])
-    return b"".join(rest), taken
+    return b"".join(rest), b"".join(taken) if taken else None
 
 
 def _rewrite(
@@ -177,18 +169,17 @@ def _rewrite(
     nested = _NESTED[kind]
     pieces: list[bytes | int] = []
     run = start
-    for field in fields(buffer, start, end):
-        inside = nested.get(field.number) if kind != _TENSOR else None
-        weight = kind == _TENSOR and field.number == _RAW_DATA
-        if field.wire_type != 2 or not (inside or weight) or not wanted(field.start, field.end):
+    for number, wire_type, key, begin, stop in fields(buffer, start, end):
+        inside = nested.get(number)
+        if inside is None or wire_type != 2 or not wanted(begin, stop):
             continue
-        if inside:
-            new, size = _rewrite(buffer, field.start, field.end, inside, wanted, replace, depth + 1, sized)
-        else:
-            new = replace(field.start, field.end)
+        if inside == _WEIGHT:
+            new = replace(begin, stop)
             size = sum(map(sized, new))
-        pieces += [buffer[run : field.key], _key(field.number), _encoded(size), *new]
-        run = field.end
+        else:
+            new, size = _rewrite(buffer, begin, stop, inside, wanted, replace, depth + 1, sized)
+        pieces += [buffer[run:key], _key(number), _encoded(size), *new]
+        run = stop
     pieces.append(buffer[run:end])
     return pieces, sum(map(sized, pieces))
 
@@ -196,6 +187,8 @@ def _rewrite(
 def _varint(buffer: Buffer, place: int, end: int) -> tuple[int, int]:
     """Return the variable-length integer at ``place`` and the place after it."""
     value = shift = 0
+    if place < end and (byte := buffer[place]) < 128:
+        return byte, place + 1
     while place < end and shift < 70:
         byte = buffer[place]
         place += 1
