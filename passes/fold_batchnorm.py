@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt import FloatExact, GraphView, PassResult, Rewritten, SitePass, Skip
@@ -86,8 +85,8 @@ def _alone(view: GraphView, node: gs.Node, affine: Affine) -> list[Change]:
         return []
     scale, shift = affine.aligned(algebra.require_rank(view, node.inputs[0]))
     op, values = ("Mul", scale) if affine.scales else ("Add", shift)
-    kind = node.inputs[0].dtype or algebra.element_type(view, node.inputs[1])
-    narrow = algebra.carry(values, np.dtype(kind), f"{op} for {node.outputs[0].name}")
+    kind = algebra.element_type(view, node.inputs[0])
+    narrow = algebra.carry(values, kind, f"{op} for {node.outputs[0].name}")
 
     def make() -> None:
         source, out = node.inputs[0], node.outputs[0]

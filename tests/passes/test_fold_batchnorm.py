@@ -182,6 +182,63 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
         {"w": draw(6, 3, 3, 3), **statistics(6), "g": np.abs(draw(6))},
         {"Conv": 1, "MaxPool": 1},
     ),
+    "pixel shuffle, DCR": (
+        "g (float[N,3,4,4] x) => (float[N,3,8,8] y) "
+        "{ c = Conv(x, w) d = DepthToSpace<blocksize=2>(c) y = BatchNormalization(d, g, b, m, v) }",
+        {"w": draw(12, 3, 1, 1), **statistics(3)},
+        {"Conv": 1, "DepthToSpace": 1},
+    ),
+    "pixel shuffle, CRD": (
+        "g (float[N,3,4,4] x) => (float[N,3,8,8] y) "
+        '{ c = Conv(x, w) d = DepthToSpace<blocksize=2, mode="CRD">(c) y = BatchNormalization(d, g, b, m, v) }',
+        {"w": draw(12, 3, 1, 1), **statistics(3)},
+        {"Conv": 1, "DepthToSpace": 1},
+    ),
+    "before space to depth and back": (
+        "g (float[N,3,4,4] x) => (float[N,5,4,4] y) { n = BatchNormalization(x, g, b, m, v) "
+        "d = SpaceToDepth<blocksize=2>(n) e = DepthToSpace<blocksize=2>(d) y = Conv(e, w) }",
+        {"w": draw(5, 3, 1, 1), **statistics(3)},
+        {"Conv": 1, "DepthToSpace": 1, "SpaceToDepth": 1},
+    ),
+    "enlarged": (
+        "g (float[N,3,4,4] x) => (float[N,6,8,8] y) { c = Conv(x, w) "
+        'd = Resize<mode="linear">(c, , sizes) y = BatchNormalization(d, g, b, m, v) }',
+        {"w": draw(6, 3, 1, 1), "sizes": np.float32([1, 1, 2, 2]), **statistics(6)},
+        {"Conv": 1, "Resize": 1},
+    ),
+    "padded behind the conv": (
+        "g (float[N,1,4,4] x) => (float[N,1,6,4] y) "
+        "{ c = Conv(x, w) d = Pad(c, pads, value) y = BatchNormalization(d, g, b, m, v) }",
+        {"w": draw(1, 1, 1, 1), "pads": np.array([0, 0, 1, 0, 0, 0, 1, 0]), "value": np.float32(0.7), **statistics(1)}
+        | {"g": np.float32([-2])},
+        {"Conv": 1, "Pad": 1},
+    ),
+    "reflected behind the conv": (
+        "g (float[N,3,4,4] x) => (float[N,4,6,4] y) "
+        '{ c = Conv(x, w) d = Pad<mode="reflect">(c, pads) y = BatchNormalization(d, g, b, m, v) }',
+        {"w": draw(4, 3, 1, 1), "pads": np.array([0, 0, 1, 0, 0, 0, 1, 0]), **statistics(4)},
+        {"Conv": 1, "Pad": 1},
+    ),
+    "before a pad and conv, one border": (
+        "g (float[N,2,4,4] x) => (float[N,4,6,4] y) "
+        "{ n = BatchNormalization<epsilon=0.0>(x, g, b, m, v) d = Pad(n, pads) y = Conv(d, w) }",
+        {"w": draw(4, 2, 1, 1), "pads": np.array([0, 0, 1, 0, 0, 0, 1, 0]), "g": np.float32([2, -4])}
+        | {"b": np.float32([3, -6]), "m": np.float32([0, 0]), "v": np.float32([1, 1])},
+        {"Conv": 1, "Pad": 1},
+    ),
+    "before a transpose and LSTM": (
+        "g (float[N,4,5] x) => (float[5,1,N,3] y) { n = BatchNormalization(x, g, b, m, v) "
+        "t = Transpose<perm=[2,0,1]>(n) y = LSTM<hidden_size=3>(t, w, r) }",
+        {"w": draw(1, 12, 4), "r": draw(1, 12, 3), **statistics(4)},
+        {"Transpose": 1, "LSTM": 1},
+    ),
+    "before a GRU, both ways": (
+        "g (float[N,4,5] x) => (float[5,2,N,3] y, float[2,N,3] h) { n = BatchNormalization(x, g, b, m, v) "
+        "t = Transpose<perm=[2,0,1]>(n) "
+        'y, h = GRU<hidden_size=3, linear_before_reset=1, direction="bidirectional">(t, w, r, k) }',
+        {"w": draw(2, 9, 4), "r": draw(2, 9, 3), "k": draw(2, 18), **statistics(4)},
+        {"Transpose": 1, "GRU": 1},
+    ),
     "two in a row": (
         "g (float[N,3,8,8] x) => (float[N,6,6,6] y) { c = Conv(x, w) n = BatchNormalization(c, g, b, m, v) "
         "y = BatchNormalization(n, g2, b2, m2, v2) }",
@@ -558,6 +615,30 @@ REFUSALS: dict[str, tuple[str, Arrays, str]] = {
         "{ c = Conv(x, k) d = Reshape(c, s) y = BatchNormalization(d, g, b, m, v) }",
         {"k": draw(6, 6, 1, 1), "s": np.array([0, 4, -1])},
         "its channels cannot be followed through Reshape 'd'",
+    ),
+    "border of its own for each channel": (
+        "g (float[N,3,8,8] x) => (float[N,4,6,8] y) "
+        "{ c = Conv(x, w) d = Pad(c, pads) y = BatchNormalization(d, g, b, m, v) }",
+        {"pads": np.array([0, 0, 0, 1, 0, 0, 0, 1])},
+        "Pad 'd' would need a border of its own for each channel",
+    ),
+    "padded channels": (
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, k) d = Pad(c, pads) y = BatchNormalization(d, g, b, m, v) }",
+        {"pads": np.array([0, 1, 0, 0, 0, 0, 0, 0]), "k": draw(3, 3, 3, 3)},
+        "Pad 'd' pads an axis that it varies along",
+    ),
+    "resized channels": (
+        "g (float[N,3,8,8] x) => (float[N,4,6,6] y) "
+        "{ c = Conv(x, k) d = Resize(c, , sizes) y = BatchNormalization(d, g, b, m, v) }",
+        {"sizes": np.float32([1, 2, 1, 1]), "k": draw(2, 3, 3, 3)},
+        "Resize 'd' may resize axis 1, which it varies along",
+    ),
+    "pixel unshuffle mixes channels": (
+        "g (float[N,3,4,4] x) => (float[N,4,2,2] y) "
+        "{ c = Conv(x, k) d = SpaceToDepth<blocksize=2>(c) y = BatchNormalization(d, g, b, m, v) }",
+        {"k": draw(1, 3, 1, 1)},
+        "SpaceToDepth 'd' would mix channels that it treats differently",
     ),
     "dropout may be training": (
         "g (float[N,3,8,8] x, bool k) => (float[N,4,6,6] y) "

@@ -3,8 +3,8 @@
 from graphopt.graph.affine.algebra import Affine, arithmetic, batchnorm, has_constant_operand, normalization
 from graphopt.graph.affine.backward import into_producers
 from graphopt.graph.affine.branches import into_parallel_conv, into_some_branches
-from graphopt.graph.affine.change import Change, assign, carry, element_type, remove
-from graphopt.graph.affine.extent import require_rank
+from graphopt.graph.affine.change import Change, assign, carry, remove
+from graphopt.graph.affine.extent import element_type, require_rank
 from graphopt.graph.affine.forward import into_readers
 from graphopt.graph.affine.outputs import neutralize
 

@@ -8,6 +8,7 @@ from graphopt.graph.affine.algebra import Affine, arithmetic, number
 from graphopt.graph.affine.change import Change, remove
 from graphopt.graph.affine.extent import dimension, rank, require_rank
 from graphopt.graph.affine.layout import through_layout
+from graphopt.graph.affine.padding import through_pad
 from graphopt.graph.affine.pooling import through_pooling
 from graphopt.graph.evaluate import evaluate
 from graphopt.graph.view import GraphView, is_op
@@ -43,6 +44,9 @@ def _through(view: GraphView, node: gs.Node, affine: Affine) -> list[Change]:
         return _both_terms(view, node, affine)
     if not affine.shifts and (is_op(node, "Mul") or (is_op(node, "MatMul") and not affine.varying())):
         return _one_factor(view, node, affine)
+    border = through_pad(view, node, affine, forward=False)
+    if border is not None:
+        return [*into_producers(view, node.inputs[0], affine), *border]
     moved = through_layout(view, node, affine, forward=False) or through_pooling(view, node, affine, forward=False)
     if moved is None or node.inputs[0].is_empty():
         raise Skip(f"{node.op} {node.outputs[0].name!r} cannot take it in")

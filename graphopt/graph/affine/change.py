@@ -9,8 +9,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.affine.algebra import Array
+from graphopt.graph.affine.extent import element_type
 from graphopt.graph.edit import cast
-from graphopt.graph.evaluate import evaluate
 from graphopt.graph.view import GraphView
 from graphopt.result import Skip
 
@@ -97,18 +97,6 @@ def carry(values: Array, kind: "np.dtype[Any]", name: str) -> NDArray[Any]:
         if loss > max(np.abs(values).max() * 2.0 ** -_FRACTION_BITS.get(kind.name, 7), _INVISIBLE):
             raise Skip(f"{name!r} would underflow {kind.name}")
     return narrow
-
-
-def element_type(view: GraphView, tensor: gs.Tensor) -> "np.dtype[Any]":
-    """Return the element type of a constant tensor.
-
-    Raises:
-        Skip: The tensor is not constant.
-    """
-    values = evaluate(view, tensor)
-    if values is None:
-        raise Skip(f"{tensor.name!r} is not constant")
-    return values.dtype
 
 
 def _slot_name(node: gs.Node, slot: int) -> str:

@@ -1,5 +1,9 @@
-"""Ranks and dimensions of tensors, also where shape inference gives up: a layer's weights tell them too."""
+"""Ranks, dimensions and types of tensors, also where shape inference gives up: a layer's weights tell them too."""
 
+from typing import Any
+
+import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.evaluate import evaluate
@@ -60,6 +64,31 @@ def dimension(view: GraphView, tensor: gs.Tensor, axis: int) -> int | None:
             return None
         tensor = node.inputs[0]
     return None
+
+
+def element_type(view: GraphView, tensor: gs.Tensor) -> "np.dtype[Any]":
+    """Return the element type of a tensor: declared, held, or that of the layer before it.
+
+    Raises:
+        Skip: Nothing tells it.
+    """
+    source = tensor
+    for _ in range(64):
+        values = evaluate(view, source)
+        if values is not None:
+            return values.dtype
+        if source.dtype is not None:
+            number = isinstance(source.dtype, int)
+            kind: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(source.dtype) if number else np.dtype(source.dtype)
+            return kind
+        node = view.producer(source)
+        if node is None or not node.inputs:
+            break
+        layer = is_op(node, "Conv", "ConvTranspose", "Gemm") and evaluate(view, node.inputs[1]) is not None
+        if (not layer and not is_op(node, *_SAME_SHAPE)) or is_op(node, "Cast"):
+            break
+        source = node.inputs[1 if layer else 0]
+    raise Skip(f"the type of {tensor.name!r} is unknown")
 
 
 def _channels(view: GraphView, node: gs.Node) -> int | None:

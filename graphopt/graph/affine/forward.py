@@ -8,6 +8,7 @@ from graphopt.graph.affine.algebra import Affine, Array, arithmetic, number
 from graphopt.graph.affine.change import Change, remove
 from graphopt.graph.affine.extent import dimension, require_rank
 from graphopt.graph.affine.layout import through_layout
+from graphopt.graph.affine.padding import through_pad
 from graphopt.graph.affine.pooling import through_pooling
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
@@ -44,6 +45,9 @@ def _into(view: GraphView, node: gs.Node, tensor: gs.Tensor, affine: Affine) -> 
     found = arithmetic(view, node) if len(slots) == 1 else None
     if found is not None:
         return [*into_readers(view, node.outputs[0], affine.then(found[1])), remove(view, node, tensor)]
+    border = through_pad(view, node, affine, forward=True) if slots == [0] else None
+    if border is not None:
+        return [*into_readers(view, node.outputs[0], affine), *border]
     moved = None
     if slots == [0]:
         moved = through_layout(view, node, affine, forward=True) or through_pooling(view, node, affine, forward=True)

@@ -8,8 +8,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.affine import algebra
 from graphopt.graph.affine.algebra import Affine, Array, number
-from graphopt.graph.affine.change import Change, assign, carry, element_type, together
-from graphopt.graph.affine.extent import require_rank
+from graphopt.graph.affine.change import Change, assign, carry, together
+from graphopt.graph.affine.extent import element_type, require_rank
 from graphopt.graph.affine.outputs import add_behind, gemm_offset, set_gemm
 from graphopt.graph.evaluate import evaluate, require_values
 from graphopt.graph.view import GraphView, is_op
@@ -78,6 +78,21 @@ def matmul(view: GraphView, node: gs.Node, slot: int, affine: Affine) -> Change:
         scaled, offset = weight * scale, (weight @ shift)[..., None]
     change = assign(view, node, {side: scaled}, like=side)
     return _offset_behind(view, node, change, np.asarray(offset), side) if np.any(offset) else change
+
+
+def recurrent(view: GraphView, node: gs.Node, slot: int, affine: Affine) -> Change:
+    """The input weights W[d, g, i] of RNN, GRU or LSTM become W * s[i]; the first half of B becomes Wb + W t."""
+    (weight,) = require_values(view, node.inputs[1])
+    scale, shift = affine.along(2, weight.shape[2])
+    values = {1: weight * scale}
+    if shift.any():
+        given = len(node.inputs) > 3 and bool(node.inputs[3].name)
+        bias = np.zeros((weight.shape[0], 2 * weight.shape[1]))
+        if given:
+            bias += require_values(view, node.inputs[3])[0]
+        bias[:, : weight.shape[1]] += weight @ shift
+        values[3] = bias
+    return assign(view, node, values)
 
 
 def batchnorm(view: GraphView, node: gs.Node, slot: int, affine: Affine) -> Change:
@@ -165,4 +180,7 @@ TAKES: dict[str, Callable[[GraphView, gs.Node, int, Affine], Change]] = {
     "Gemm": gemm,
     "MatMul": matmul,
     "BatchNormalization": batchnorm,
+    "RNN": recurrent,
+    "GRU": recurrent,
+    "LSTM": recurrent,
 }

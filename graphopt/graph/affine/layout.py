@@ -83,6 +83,31 @@ def _axes(view: GraphView, node: gs.Node) -> list[int]:
     return [int(axis) for axis in values]
 
 
+def _depth_to_space(view: GraphView, node: gs.Node, affine: Affine, forward: bool) -> Affine:
+    """Blocks of an image are groups of channels: axis 1 is (block, channel) in DCR order, else (channel, block)."""
+    name = f"{node.op} {node.outputs[0].name!r}"
+    if affine.varying() - {0, 1}:
+        raise Skip(f"it varies along an axis that {name} rearranges")
+    if 1 not in affine.varying():
+        return affine
+    blocks = int(number(node, "blocksize", 1)) ** 2
+    inner_first = node.op == "SpaceToDepth" or node.attrs.get("mode", "DCR") == "DCR"
+    if forward == (node.op == "SpaceToDepth"):
+        return Affine.of(*(_spread(values, blocks, inner_first) for values in (affine.scale, affine.shift)))
+    size = affine.scale.shape[1] // blocks
+    narrow = Affine(
+        *(values[:, :size] if inner_first else values[:, ::blocks] for values in (affine.scale, affine.shift))
+    )
+    for before, after in ((affine.scale, narrow.scale), (affine.shift, narrow.shift)):
+        if not np.array_equal(before, _spread(after, blocks, inner_first)):
+            raise Skip(f"{name} would mix channels that it treats differently")
+    return Affine.of(narrow.scale, narrow.shift)
+
+
+def _spread(values: Array, blocks: int, inner_first: bool) -> Array:
+    return np.tile(values, (1, blocks)) if inner_first else np.repeat(values, blocks, axis=1)
+
+
 def _reshape(view: GraphView, node: gs.Node, affine: Affine, forward: bool) -> Affine:
     if not affine.varying():
         return affine
@@ -176,4 +201,6 @@ _RULES: dict[str, Callable[[GraphView, gs.Node, Affine, bool], Affine]] = {
     "Flatten": _reshape,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _depth_to_space,
 }

@@ -6,8 +6,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.affine.algebra import Affine, Array, number, require_inference
-from graphopt.graph.affine.change import Change, assign, carry, element_type
-from graphopt.graph.affine.extent import require_rank
+from graphopt.graph.affine.change import Change, assign, carry
+from graphopt.graph.affine.extent import element_type, require_rank
 from graphopt.graph.evaluate import evaluate, require_values
 from graphopt.graph.view import GraphView
 from graphopt.result import Skip

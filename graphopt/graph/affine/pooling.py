@@ -1,9 +1,9 @@
-"""Follows an affine map through pooling and reductions, which it commutes with."""
+"""Follows an affine map through pooling, reductions and resizing, which it commutes with."""
 
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.affine.algebra import Affine, number
-from graphopt.graph.affine.extent import require_rank
+from graphopt.graph.affine.extent import dimension, require_rank
 from graphopt.graph.evaluate import evaluate
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
@@ -20,6 +20,8 @@ def through_pooling(view: GraphView, node: gs.Node, affine: Affine, *, forward: 
     Raises:
         Skip: The node pools, but not in a way that the map commutes with.
     """
+    if is_op(node, "Resize", "Upsample"):
+        return _resized(view, node, affine)
     if not is_op(node, *_AVERAGES, *_MAXIMA):
         return None
     name = f"{node.op} {node.outputs[0].name!r}"
@@ -39,6 +41,18 @@ def through_pooling(view: GraphView, node: gs.Node, affine: Affine, *, forward: 
             raise Skip(f"it varies along an axis that {name} reduces")
         return affine
     return affine.delete_axes(axes) if forward else affine.insert_axes(axes)
+
+
+def _resized(view: GraphView, node: gs.Node, affine: Affine) -> Affine:
+    """Carry the map through an interpolation, whose weights add up to one."""
+    name = f"{node.op} {node.outputs[0].name!r}"
+    if node.attrs.get("coordinate_transformation_mode") == "tf_crop_and_resize":
+        raise Skip(f"{name} puts a value of its own outside of the image")
+    for axis in affine.varying():
+        size = dimension(view, node.inputs[0], axis)
+        if size is None or size != dimension(view, node.outputs[0], axis):
+            raise Skip(f"{name} may resize axis {axis}, which it varies along")
+    return affine
 
 
 def _counts_padding(node: gs.Node) -> bool:
