@@ -19,7 +19,7 @@ class Channels:
     """The finished analysis of one model.
 
     ``root`` maps a label to its coupled group, which is named by its smallest label. ``family`` maps a label to its
-    family: the groups of one stream of layers, which have a site in common.
+    family: the groups of layers that are fed index by index alike, which have a site in common.
     """
 
     facts: Facts
@@ -61,7 +61,9 @@ class Channels:
         right = np.concatenate([edge[1] for edge in labels.edges]) if labels.edges else np.zeros(0, dtype=np.int64)
         root = components(labels.count, left, right)
         owner = np.searchsorted(np.array(labels.starts), np.arange(labels.count), side="right") - 1
-        streams = components(len(labels.starts), owner[left], owner[right])
+        layer = np.array([labels.is_layer(start) for start in labels.starts], dtype=bool)
+        inside = layer[owner[left]] & layer[owner[right]] if len(left) else np.zeros(0, dtype=bool)
+        streams = components(len(labels.starts), owner[left][inside], owner[right][inside])
         live, present = np.zeros(labels.count, dtype=bool), np.zeros(labels.count, dtype=bool)
         for key, axes in labels.variables.items():
             for axis, label in enumerate(axes):

@@ -126,8 +126,8 @@ class Convolution(Transfer):
             if layout.borderless:
                 delta = np.einsum("goi,gi->go", total, layout.inputs(values)).ravel()
                 fold_bias(node, cut, delta, layout.outs)
-            elif known is not None:
-                weight = layout.merged(arranged, known, gone, cut.facts.memory[id(node), "chosen"])
+            elif known is not None and (chosen := cut.facts.memory.get((id(node), "chosen"))) is not None:
+                weight = layout.merged(arranged, known, gone, chosen)
         if layout.group > 1:
             arranged = (
                 layout.arranged(node, cut.facts) if gone.any() or not cut.kept(node.outputs[0], 1).all() else None

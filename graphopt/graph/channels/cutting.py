@@ -116,8 +116,15 @@ class Cut:
         """Give the plan up: nothing that touches ``node`` can be cut."""
         raise Refusal(node, reason)
 
-    def resize(self, node: gs.Node, slot: int, copies: bool = False) -> None:
-        """Plan new sizes in a target shape for the first output; ``copies`` says that 0 copies the input's size."""
+    def resize(self, node: gs.Node, slot: int, copies: bool = False, infers: bool = False) -> None:
+        """Plan new sizes in a target shape for the first output.
+
+        Args:
+            node: The node that takes the target shape.
+            slot: The input slot that it takes it in.
+            copies: Whether 0 copies the first input's size.
+            infers: Whether one -1 stands for what remains.
+        """
         changes = self.changes(node.outputs[0])
         if not changes:
             return
@@ -132,8 +139,13 @@ class Cut:
         for axis, size in changes.items():
             if not known[axis] or sizes[axis] > 0 or (sizes[axis] == 0 and source.get(axis) != size):
                 sizes[axis], known = size, known | (np.arange(rank) == axis)
+        if copies and values is not None:
+            before, names = self.facts.shape(node.inputs[0]) or (), values.names(self.facts)
+            for axis in np.flatnonzero(~known).tolist():
+                if axis < len(before) and names[axis] is not None and before[axis] == names[axis]:
+                    sizes[axis], known = 0, known | (np.arange(rank) == axis)
         open_axes = np.flatnonzero(~known)
-        if len(open_axes) == 0 or (len(open_axes) == 1 and -1 not in np.array(sizes)[known] and copies):
+        if len(open_axes) == 0 or (len(open_axes) == 1 and -1 not in np.array(sizes)[known] and infers):
             self.integers(node, slot, [size if known[axis] else -1 for axis, size in enumerate(sizes)])
             return
         mask = np.isin(np.arange(rank), list(changes))

@@ -66,7 +66,9 @@ def _reshaped(node: gs.Node, facts: "Facts") -> Shape:
     """Return the shape that a partly known target gives; None if nothing of it is known."""
     values = facts.values(node.inputs[1]) if len(node.inputs) > 1 else None
     before = facts.shape(node.inputs[0])
-    if values is None or values.array.ndim != 1 or node.attrs.get("allowzero", 0):
+    if values is None or values.array.ndim != 1:
+        return None
+    if node.attrs.get("allowzero", 0) and ((values.array == 0) & values.known).any():
         return None
     sizes: list[int | str | None] = []
     names = values.names(facts)

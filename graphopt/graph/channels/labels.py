@@ -111,6 +111,13 @@ class Labels:
             for axis in range(rank)
         ]
 
+    def is_layer(self, start: int) -> bool:
+        """Whether labels that begin at ``start`` were born in a weight that feeds them, not in a bias or a scale."""
+        use, axis = self.born.get(start, (None, 0))
+        if use is None or use.roles[axis] != "feeds":
+            return False
+        return (self.facts.rank(use.node.inputs[use.slot]) or 0) > 1
+
     # -- telling -------------------------------------------------------------------------------------------------------
 
     def fresh(self, size: int, node: gs.Node, slot: int) -> Label:

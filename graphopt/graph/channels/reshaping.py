@@ -162,7 +162,7 @@ class Reshape(Transfer):
     def cut(self, node: gs.Node, cut: Cut) -> None:
         """Write the new sizes into the target shape."""
         if node.op == "Reshape":
-            cut.resize(node, 1, copies=not node.attrs.get("allowzero", 0))
+            cut.resize(node, 1, copies=not node.attrs.get("allowzero", 0), infers=True)
 
 
 def _merge(node: gs.Node, source: Sequence[Label | None], sizes: tuple[int, ...], labels: Labels) -> Label:
