@@ -8,7 +8,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graphopt import BitExact, GraphView, Pass, PassResult, Rewritten, Skip, Skipped, option
+from graphopt import FloatExact, GraphView, Pass, PassResult, Rewritten, Skip, Skipped, option
 from graphopt.graph.folding import Plan, in_function, plan_folds
 from graphopt.graph.symbolic import Facts
 from graphopt.graph.symbolic.attributes import attribute, tuple_of
@@ -31,13 +31,16 @@ class FoldConstants(Pass):
        input's own dimension becomes 0 (1 for Expand), and one that follows from the others becomes -1.
     4. A Constant node becomes an initializer, except in a function's body, for a graph output, or before IR version 4.
 
+    The constants have every bit that the nodes gave. Outputs are equal up to rounding nevertheless: a runtime packs a
+    weight that it meets as a constant, and sums in another order then.
+
     Refused: what is random; QuantizeLinear and DequantizeLinear, which keep weights small; initializers that the
     caller can override; types that numpy lacks; a value that would add more than ``max_growth`` bytes to the file; a
     value whose size cannot be told before it is computed.
     """
 
     name = "fold-constants"
-    contract = BitExact()
+    contract = FloatExact(rtol=1e-5, atol=1e-6)
 
     max_growth: int = option(1 << 20, "Leave a value alone that would add more than so many bytes.", minimum=0)
 
@@ -133,13 +136,16 @@ def _simplify_targets(view: GraphView, facts: Facts) -> list[Rewritten]:
     for node in view.nodes("Reshape", "Expand"):
         if len(node.inputs) < 2 or isinstance(node.inputs[1], gs.Constant) or view.producer(node.inputs[1], "Constant"):
             continue
-        if (id(node) not in facts) or attribute(node, "allowzero", 0) or view.site(node) in view.vetoes:
-            continue
         target = tuple_of(facts.value(node.inputs[1]))
+        if id(node) not in facts or view.site(node) in view.vetoes:
+            continue
+        if attribute(node, "allowzero", 0) and target is not None and 0 in target:
+            continue
         solve = reshape_numbers if node.op == "Reshape" else expand_numbers
         numbers = None if target is None else solve(target, facts.shape(node.inputs[0]))
         if numbers is not None:
             values = np.asarray(numbers, dtype=np.int64)
+            node.attrs.pop("allowzero", None)
             view.edit.set_input(node, 1, view.edit.constant(f"{node.outputs[0].name}_shape", values))
             rewritten.append(Rewritten(view.site(node), f"to {numbers}"))
     return rewritten

@@ -10,7 +10,6 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from graphopt.graph.symbolic import Facts
-from graphopt.graph.symbolic.infer import element_type
 from graphopt.graph.view import GraphView, is_op
 from graphopt.model.ir import Graph
 from graphopt.result import Skip
@@ -208,9 +207,7 @@ class _Constants:
         if self._view.is_input(tensor):
             return None
         if isinstance(tensor, gs.Constant):
-            if not is_foldable_type(element_type(tensor)) or hasattr(tensor._values, "sparse"):
-                return None
-            return int(tensor._values.nbytes)
+            return None if hasattr(tensor._values, "sparse") else int(tensor._values.nbytes)
         if self._view.producer(tensor, "Constant") is None:
             return None
         array = self._view.array(tensor)

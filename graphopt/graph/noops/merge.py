@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.constants import read_values
 from graphopt.graph.noops.bypass import RESHAPES
 from graphopt.graph.noops.place import Place
 from graphopt.graph.symbolic.attributes import attribute, integers
@@ -19,10 +20,34 @@ def merge_transposes(place: Place) -> str | None:
     before, order = place.before("Transpose"), place.permutation()
     first = None if before is None else place.permutation(before)
     if before is None or first is None or order is None or not place.is_private(place.node.inputs[0]):
-        return None
+        return _transpose_as_reshape(place, order)
     place.view.edit.set_input(place.node, 0, before.inputs[0])
     place.node.attrs["perm"] = [first[axis] for axis in order]
     return "joined with the Transpose before it"
+
+
+def _transpose_as_reshape(place: Place, order: list[int] | None) -> str | None:
+    """Make a Reshape of a Transpose that moves only axes of extent one, beside a node that the Reshape can join."""
+    data, shape, node = place.shape(0), place.out_shape(), place.node
+    if order is None or data is None or shape is None or 0 in shape or place.opset < 5:
+        return None
+    wide = [axis for axis in order if data[axis] != 1]
+    readers = place.view.readers(node.outputs[0])
+    joins = len(readers) == 1 and readers[0].op in RESHAPES and not place.view.is_output(node.outputs[0])
+    joins = joins or (place.before(*RESHAPES) is not None and place.is_private(node.inputs[0]))
+    numbers = reshape_numbers(shape, data) if joins and wide == sorted(wide) else None
+    if numbers is None:
+        return None
+    _become_reshape(place, node.inputs[0], numbers)
+    return "only moves axes of extent one: a Reshape"
+
+
+def _become_reshape(place: Place, source: gs.Tensor, numbers: list[int]) -> None:
+    """Put a Reshape of ``source`` in the node's place."""
+    edit, node, out = place.view.edit, place.node, place.node.outputs[0]
+    target = edit.constant(f"{out.name}_shape", np.asarray(numbers, dtype=np.int64))
+    edit.remove([node])
+    edit.add_node(node, "Reshape", [source, target], [out])
 
 
 def merge_reshapes(place: Place) -> str | None:
@@ -33,10 +58,7 @@ def merge_reshapes(place: Place) -> str | None:
     numbers = reshape_numbers(shape, place.facts.shape(before.inputs[0]))
     if numbers is None:
         return None
-    edit, node, out = place.view.edit, place.node, place.node.outputs[0]
-    target = edit.constant(f"{out.name}_shape", np.asarray(numbers, dtype=np.int64))
-    edit.remove([node])
-    edit.add_node(node, "Reshape", [before.inputs[0], target], [out])
+    _become_reshape(place, before.inputs[0], numbers)
     return f"joined with the {before.op} before it"
 
 
@@ -130,11 +152,39 @@ def drop_unused_outputs(place: Place) -> str | None:
     return f"{len(unused)} unused outputs"
 
 
+def tidy_recurrent(place: Place) -> str | None:
+    """Leave out initial states of zeros, which is what an LSTM, GRU or RNN starts from by default, and unused outputs."""
+    node, view = place.node, place.view
+    zeros = [slot for slot in (5, 6) if place.has(slot) and _is_zeros(place, node.inputs[slot])]
+    for slot in zeros:
+        view.edit.set_input(node, slot, gs.Variable.empty())
+    while not node.inputs[-1].name:
+        list.__delitem__(node.inputs, -1)
+    dropped = drop_unused_outputs(place)
+    return "starts from zeros by itself" if zeros else dropped
+
+
+def _is_zeros(place: Place, tensor: gs.Tensor) -> bool:
+    """Whether every element of ``tensor`` is 0.0, also where its extents are not known."""
+    while (node := place.view.producer(tensor, *_SPREADS)) is not None:
+        tensor = node.inputs[0]
+    filler = place.view.producer(tensor, "ConstantOfShape")
+    if filler is None:
+        values = place.view.array(tensor)
+    else:
+        stored = filler.attrs.get("value")
+        values = read_values(stored) if isinstance(stored, gs.Constant) else np.zeros(1) if stored is None else None
+    return values is not None and bool((values == 0).all())
+
+
+_SPREADS = ("Slice", "Expand", "Unsqueeze", "Squeeze", "Reshape", "Transpose", "Tile", "Identity")
+
 MERGES: dict[str, Rule] = {
     "Transpose": merge_transposes,
     **dict.fromkeys(RESHAPES, merge_reshapes),
     "CastLike": plain_cast,
     "SplitToSequence": split_at_once,
-    **dict.fromkeys(("MaxPool", "LayerNormalization", "LSTM", "GRU", "RNN"), drop_unused_outputs),
+    **dict.fromkeys(("MaxPool", "LayerNormalization"), drop_unused_outputs),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), tidy_recurrent),
 }
 """For each operator, what can be made of it; a rule returns what it has done, or None if it has done nothing."""

@@ -103,22 +103,22 @@ def modulo(a: Entry, b: Entry) -> Entry | None:
 
 def maximum(a: Entry, b: Entry) -> Entry:
     """Return the larger of a and b."""
-    return _choose(a, b, "max", nonnegative(a) or nonnegative(b))
+    if nonnegative(subtract(a, b)):
+        return a
+    if nonnegative(subtract(b, a)):
+        return b
+    first, second = sorted((a, b), key=str)
+    return _opaque("max", first, second, nonnegative(a) or nonnegative(b))
 
 
 def minimum(a: Entry, b: Entry) -> Entry:
     """Return the smaller of a and b."""
-    return _choose(b, a, "min", nonnegative(a) and nonnegative(b))
-
-
-def _choose(larger: Entry, smaller: Entry, operation: str, sign: bool) -> Entry:
-    """Return ``larger`` if it is provably not below ``smaller``, the other if it is provably not above."""
-    if nonnegative(subtract(larger, smaller)):
-        return larger
-    if nonnegative(subtract(smaller, larger)):
-        return smaller
-    first, second = sorted((larger, smaller), key=str)
-    return _opaque(operation, first, second, sign)
+    if nonnegative(subtract(a, b)):
+        return b
+    if nonnegative(subtract(b, a)):
+        return a
+    first, second = sorted((a, b), key=str)
+    return _opaque("min", first, second, nonnegative(a) and nonnegative(b))
 
 
 def nonnegative(a: Entry) -> bool:

@@ -19,6 +19,13 @@ from graphopt.graph.symbolic.attributes import Value, has_reference
 from graphopt.graph.symbolic.values import SymbolicShape
 from graphopt.model import Model
 
+_REFUSALS = (
+    onnx.defs.SchemaError,
+    onnx.shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    RuntimeError,
+    ValueError,
+)
 _FOLLOWED = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
 
@@ -154,7 +161,7 @@ class Facts:
             schema = onnx.defs.get_schema(node.op, opset, "")
             imports = [onnx.helper.make_opsetid("", opset)]
             found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, {}, imports, 10)
-        except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, RuntimeError, ValueError):
+        except _REFUSALS:
             return nothing
         return [found.get(name) for name in outputs]
 

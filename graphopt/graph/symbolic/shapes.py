@@ -12,6 +12,9 @@ from graphopt.graph.symbolic.values import SymbolicShape
 Partial = tuple[Entry | None, ...] | None
 """A shape whose unknown dimensions are None."""
 
+_END = 2**31 - 1
+"""Exporters write this number, or a larger one, for the end of an axis."""
+
 Rule = Callable[[gs.Node, Sequence[Value | None], Sequence[SymbolicShape], int], Partial]
 
 
@@ -148,7 +151,9 @@ def _cut(extent: Entry, start: Entry | None, end: Entry | None) -> Entry | None:
         return None
     edges = []
     for edge in (start, end):
-        if isinstance(edge, int) and edge < 0:
+        if isinstance(edge, int) and edge >= _END:
+            edge = extent
+        elif isinstance(edge, int) and edge < 0:
             edge = ex.add(extent, edge)
         elif not ex.nonnegative(edge):
             return None

@@ -1,0 +1,223 @@
+"""Symbolic shapes against ONNX Runtime: whatever the sweep claims of a tensor must be so when the model runs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from graphopt.graph.symbolic import Facts
+from graphopt.graph.symbolic import expression as ex
+from graphopt.graph.symbolic.targets import expand_numbers, reshape_numbers
+from graphopt.model import from_proto
+from graphopt.runtime.session import Session
+from graphopt.testing import model
+
+
+class _Spelled:
+    """Evaluates an operation as an expression's name spells it out: ``div[a,b]`` indexes this object."""
+
+    def __init__(self, operation: Any) -> None:
+        self.operation = operation
+
+    def __getitem__(self, operands: Any) -> Any:
+        return self.operation(*operands) if isinstance(operands, tuple) else operands
+
+
+def truncated(a: int, b: int) -> int:
+    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
+
+
+OPERATIONS = {
+    "div": _Spelled(truncated),
+    "mod": _Spelled(lambda a, b: a % b),
+    "max": _Spelled(max),
+    "min": _Spelled(min),
+    "extent": _Spelled(None),
+}
+
+
+def evaluate(entry: ex.Entry, sizes: Mapping[str, int]) -> int:
+    return int(eval(str(entry).replace("~", ""), {**OPERATIONS, **sizes}))
+
+
+SIZES = st.fixed_dictionaries({"N": st.integers(0, 9), "H": st.integers(0, 40), "W": st.integers(1, 40)})
+LEAVES = st.one_of(st.integers(-8, 8), st.sampled_from(["N", "H", "W"]).map(ex.name))
+TREES = st.recursive(
+    LEAVES,
+    lambda inner: st.tuples(
+        st.sampled_from(["add", "subtract", "multiply", "divide", "modulo", "maximum", "minimum"]), inner, inner
+    ),
+    max_leaves=8,
+)
+PLAIN: dict[str, Any] = {
+    "add": lambda a, b: a + b,
+    "subtract": lambda a, b: a - b,
+    "multiply": lambda a, b: a * b,
+    "divide": truncated,
+    "modulo": lambda a, b: a % b,
+    "maximum": max,
+    "minimum": min,
+}
+
+
+def build(tree: Any) -> ex.Entry | None:
+    if not isinstance(tree, tuple):
+        return tree  # type: ignore[no-any-return]
+    left, right = build(tree[1]), build(tree[2])
+    if left is None or right is None:
+        return None
+    return getattr(ex, tree[0])(left, right)  # type: ignore[no-any-return]
+
+
+def compute(tree: Any, sizes: Mapping[str, int]) -> int:
+    if not isinstance(tree, tuple):
+        return evaluate(tree, sizes)
+    return int(PLAIN[tree[0]](compute(tree[1], sizes), compute(tree[2], sizes)))
+
+
+@settings(derandomize=True, max_examples=400, deadline=None)
+@given(TREES, SIZES)
+def test_arithmetic_agrees_with_integers(tree: Any, sizes: dict[str, int]) -> None:
+    try:
+        expected = compute(tree, sizes)
+    except ZeroDivisionError:
+        return
+    entry = build(tree)
+    if entry is not None:
+        assert evaluate(entry, sizes) == expected
+
+
+@settings(derandomize=True, max_examples=400, deadline=None)
+@given(TREES, TREES, SIZES)
+def test_what_is_certain_is_so(left: Any, right: Any, sizes: dict[str, int]) -> None:
+    try:
+        a, b = build(left), build(right)
+        if a is None or b is None:
+            return
+        x, y = evaluate(a, sizes), evaluate(b, sizes)
+    except ZeroDivisionError:
+        return
+    assert not ex.nonnegative(a) or x >= 0
+    assert not ex.positive(a) or x > 0
+    assert ex.equal(a, b) in (None, x == y)
+
+
+N, H = ex.name("N"), ex.name("H")
+TARGETS: dict[str, tuple[list[Any], Any, list[int] | None]] = {
+    "copies": ([N, 12], (N, 3, 4), [0, 12]),
+    "derives": ([ex.multiply(N, 3), 4], (N, 3, 4), [-1, 4]),
+    "copies and keeps its own -1": ([N, -1], (N, 3, 4), [0, -1]),
+    "two to derive": ([H, N], (N, H), None),
+    "derived beside a dimension that may be zero": ([N, ex.multiply(H, 2)], (N, H, 2), None),
+    "derived beside its own -1": ([ex.multiply(N, 3), -1], (N, 3, 4), None),
+    "derived beside a literal copy": ([ex.multiply(N, 3), 0], (N, 4, 3), None),
+    "unknown entry derived": ([None, 4], (N, 4), [-1, 4]),
+    "unknown data": ([N, 4], None, [-1, 4]),
+    "all plain": ([2, 3], (N,), [2, 3]),
+}
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_reshape_targets(name: str) -> None:
+    target, data, numbers = TARGETS[name]
+    assert reshape_numbers(target, data) == numbers
+
+
+def test_expand_targets() -> None:
+    assert expand_numbers([N, 3], (N, 1)) == [1, 3]
+    assert expand_numbers([2, N, 3], (N, 3)) == [2, 1, 3]
+    assert expand_numbers([N, 3], (1, 3)) is None
+    assert expand_numbers([N, 3], None) is None
+    assert expand_numbers([N, 3], (3,)) is None
+
+
+def check_claims(proto: onnx.ModelProto, feeds: dict[str, Any], sizes: Mapping[str, int]) -> int:
+    """Compare every claim with what ONNX Runtime computes; return how many were not plain numbers."""
+    subject = from_proto(proto)
+    facts = Facts(subject)
+    tensors = {out.name: out for node in subject.graph.nodes for out in node.outputs if out.name}
+    results = Session(proto, extra_outputs=list(tensors)).run(feeds)
+    symbolic = 0
+    for name, tensor in tensors.items():
+        result, shape, value = results[name], facts.shape(tensor), facts.value(tensor)
+        assert facts.type(tensor) in (0, onnx.helper.np_dtype_to_tensor_dtype(result.dtype)), name
+        claims = [] if shape is None else list(zip(shape, result.shape, strict=True))
+        if value is not None:
+            assert value.shape == result.shape, name
+            claims += [(e, r) for e, r in zip(value.reshape(-1), result.reshape(-1), strict=True) if e is not None]
+        for claimed, actual in claims:
+            if "?" not in str(claimed):
+                assert evaluate(claimed, sizes) == actual, f"{name}: {claimed} is {actual}"
+                symbolic += not isinstance(claimed, int)
+    return symbolic
+
+
+def ints(*values: int) -> Any:
+    return np.array(values, dtype=np.int64)
+
+
+WEIGHTS = {f"i{n}": ints(n) for n in (0, 1, 2, 3, 4)} | {"m1": ints(-1), "far": ints(2**63 - 1), "s2": np.array(2)}
+BODIES = {
+    "windows": "a = Conv<strides=[2,1], pads=[1,1,1,1]>(x, w) b = MaxPool<kernel_shape=[2,2], strides=[2,2]>(a) "
+    "c = AveragePool<kernel_shape=[3,3], pads=[0,1,0,1]>(b)",
+    "slices": "a = Slice(x, i1, m1, i2) b = Slice(x, i0, far, i3) c = Slice(x, i2, i4, i2) d = Slice(x, m1, far, i3)",
+    "arithmetic": "s = Shape(x) h = Slice(s, i2, i3) a = Div(h, i2) b = Mul(a, i2) c = Sub(h, b) d = Mod(h, i3) "
+    "e = Min(h, i4) f = Max(h, i4) g = Neg(d) k = Equal(c, i0) l = Where(k, h, a) m = ReduceProd<keepdims=0>(s)",
+    "targets": "s = Shape<end=2>(x) t = Concat<axis=0>(s, m1) a = Reshape(x, t) b = Flatten<axis=2>(x) "
+    "u = Shape<start=2>(x) v = ReduceProd<keepdims=1>(u) r = Concat<axis=0>(m1, v) c = Reshape(x, r)",
+    "ranges": "s = Shape(x) h = Gather(s, s2) z = Sub(h, h) o = Div(s2, s2) a = Range(z, h, o) b = Unsqueeze(a, i0) "
+    "e = Concat<axis=0>(i3, hv) hv = Unsqueeze(h, i0) c = Expand(b, e) d = Tile(b, e) f = ConstantOfShape(e)",
+    "pads": "p = Concat<axis=0>(i0, i0, i1, i2, i0, i0, i3, i0) a = Pad(x, p) b = Concat<axis=2>(x, a2) a2 = Relu(x) "
+    "c = Transpose<perm=[2,0,1,3]>(b) d = Squeeze(e2, i0) e2 = Unsqueeze(c, i0)",
+}
+
+
+@pytest.mark.parametrize("sizes", [(1, 12, 9), (3, 10, 7), (2, 13, 11)])
+@pytest.mark.parametrize("name", BODIES)
+def test_claims_hold_on_onnx_runtime(name: str, sizes: tuple[int, int, int]) -> None:
+    last = BODIES[name].split(" = ")[0].split()[0]
+    end = f"q = Shape({last}) qf = Cast<to=1>(q) y = ReduceSum<keepdims=0>(qf)"
+    text = f"g (float[N,3,H,W] x) => (float y) {{ {BODIES[name]} {end} }}"
+    proto = from_text(text)
+    feeds = {"x": np.random.default_rng(0).standard_normal((sizes[0], 3, *sizes[1:])).astype(np.float32)}
+    assert check_claims(proto, feeds, dict(zip("NHW", sizes, strict=True))) > 3
+
+
+def from_text(text: str) -> onnx.ModelProto:
+    """Parse without the checker, which wants sorted nodes, and sort by importing."""
+    from graphopt.model import to_proto
+
+    header = '<ir_version: 8, opset_import: ["" : 18]>'
+    proto = onnx.parser.parse_model(f"{header} {text}")
+    weights = {**WEIGHTS, "w": np.ones((2, 3, 3, 3), dtype=np.float32)}
+    for key, values in weights.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.asarray(values), key))
+    return to_proto(from_proto(proto))
+
+
+def test_equal_names_are_equal_and_unnamed_dimensions_are_not() -> None:
+    proto = model("g (float[N,?] x, float[N,?] z) => (float y) { y = ReduceSum<keepdims=0>(x) }")
+    subject = from_proto(proto)
+    facts = Facts(subject)
+    first, second = (facts.shape(tensor) for tensor in subject.graph.inputs)
+    assert first is not None
+    assert second is not None
+    assert first[0] == second[0]
+    assert first[1] != second[1]
+
+
+def test_malformed_nodes_are_unknown() -> None:
+    proto = model(
+        "g (float[N,3] x) => (float[N,3] y) { s = Shape(x) a = Gather(s, far) b = Reshape(s, t) y = Relu(x) }",
+        far=ints(7),
+        t=ints(5, 5),
+    )
+    subject = from_proto(proto)
+    facts = Facts(subject)
+    by_name = {out.name: facts.value(out) for node in subject.graph.nodes for out in node.outputs}
+    assert by_name["a"] is None
+    assert by_name["b"] is None
