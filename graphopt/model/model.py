@@ -93,8 +93,17 @@ class Model:
             (self.graph if top else visible[-1]).initializers.append(constant)
 
     def drop_unused_constants(self) -> None:
-        """Forget initializers that a pass has left without readers; those that were unused in the file stay."""
+        """Forget initializers that a pass has left without readers; those that were unused in the file stay.
+
+        Before IR version 4 every initializer is listed as an input too, which nobody can feed: that goes as well.
+        """
         for graph in self.graphs():
+            if self.header.ir_version < 4:
+                graph.input_infos[:] = [
+                    (info, t)
+                    for info, t in graph.input_infos
+                    if not isinstance(t, gs.Constant) or t.outputs or id(t) in graph.unused
+                ]
             given = {id(tensor) for tensor in graph.outputs} | {id(tensor) for _, tensor in graph.input_infos}
             graph.initializers[:] = [
                 t for t in graph.initializers if t.outputs or id(t) in given or id(t) in graph.unused

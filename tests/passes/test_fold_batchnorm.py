@@ -838,3 +838,15 @@ def test_a_veto_is_kept() -> None:
     result = FoldBatchNorm().apply(GraphView(from_proto(proto), vetoes={"y": "it lies"}))
     assert not result.rewritten
     assert [(skipped.site, skipped.reason) for skipped in result.skipped] == [("y", "it lies")]
+
+
+def test_before_ir_version_4_initializers_are_inputs_too() -> None:
+    values = {"w": draw(4, 3, 3, 3), **statistics(4)}
+    proto = model(CONV.format(attrs=""), opset=8, **values)
+    proto.ir_version = 3
+    for name, array in values.items():
+        proto.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, array.shape))
+    after = assert_rewrites(FoldBatchNorm(), proto, ops={"Conv": 1})
+    stored = {tensor.name for tensor in after.graph.initializer}
+    assert {info.name for info in after.graph.input} == {"x", *stored}
+    assert not stored & set("gbmv")

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.evaluate import evaluate
@@ -78,8 +77,7 @@ def element_type(view: GraphView, tensor: gs.Tensor) -> "np.dtype[Any]":
         if values is not None:
             return values.dtype
         if source.dtype is not None:
-            number = isinstance(source.dtype, int)
-            kind: np.dtype[Any] = onnx.helper.tensor_dtype_to_np_dtype(source.dtype) if number else np.dtype(source.dtype)
+            kind: np.dtype[Any] = np.dtype(source.dtype)
             return kind
         node = view.producer(source)
         if node is None or not node.inputs:
