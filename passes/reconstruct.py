@@ -48,13 +48,13 @@ class Reconstruct(Pass):
 
     Every fifth sample is held out. A layer is kept as it was unless its error there falls by ``min_gain``; if the
     outputs of the whole model are then further from the original's than before, everything is. The contract looks back
-    at the damaged model that the pass was given, so it promises next to nothing: those two tests are the proof.
+    at the damaged model that the pass was given, so it promises finite outputs only: those two tests are the proof.
 
     Main graph only. Needs data from the user: nothing can be learnt from generated inputs.
     """
 
     name = "reconstruct"
-    contract = Lossy(min_sqnr_db=-60.0)
+    contract = Lossy(min_sqnr_db=float("-inf"))
 
     method: Literal["ridge", "bias"] = option("ridge", "Fit weights and bias, or the bias only.")
     damping: float = option(1e-3, "How strongly weights are held to what they are.", minimum=0.0, maximum=1e6)

@@ -15,6 +15,8 @@ from graphopt.errors import GraphoptError
         "optimize": ("graphopt.cli.optimize", "Run passes over a model, prove each, and write the result."),
         "validate": ("graphopt.cli.validate", "Compare the outputs of two models on the same inputs."),
         "inspect": ("graphopt.cli.inspect", "Show what a model holds."),
+        "distill": ("graphopt.cli.distill", "Train a compressed or smaller model to answer as the original does."),
+        "transfer": ("graphopt.cli.transfer", "Copy parameters from one model into another."),
         "passes": ("graphopt.cli.passes", "List the installed passes, or explain one."),
     },
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt.errors import DataError
+from graphopt.model import Model
 from graphopt.runtime.feeds import Data
+from graphopt.runtime.signature import signature
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -62,3 +64,11 @@ def split(samples: Samples, share: float, seed: int) -> tuple[Samples, Samples |
     held = int(samples.size * share)
     order = np.random.default_rng([seed, 0]).permutation(samples.size)
     return samples.take(np.sort(order[held:])), samples.take(np.sort(order[:held])) if held else None
+
+
+def fixed_batch(model: Model) -> int | None:
+    """Return how many samples a model insists on per run; None if it takes any number."""
+    infos = signature(model).inputs.values()
+    sizes = {info.shape[0] for info in infos if info.shape}
+    whole = {size for size in sizes if isinstance(size, int)}
+    return max(whole) if whole else None

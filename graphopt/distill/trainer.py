@@ -12,14 +12,13 @@ from graphopt.distill.augmentation import Augmentation
 from graphopt.distill.checkpoint import State, load_state, save_state
 from graphopt.distill.losses import Objective
 from graphopt.distill.regularization import channel_slices, shrink_groups, soft_threshold
-from graphopt.distill.samples import Samples, collect, split
+from graphopt.distill.samples import Samples, collect, fixed_batch, split
 from graphopt.distill.schedules import Schedule, learning_rate
 from graphopt.distill.student import Array, Student
 from graphopt.distill.teacher import Teacher, class_scores, feature_pairs
 from graphopt.errors import DataError, OptionError
 from graphopt.model import Model, to_proto
 from graphopt.runtime.feeds import Data
-from graphopt.runtime.signature import signature
 
 BETA1, BETA2, EPSILON = np.float32(0.9), np.float32(0.999), np.float32(1e-8)
 
@@ -139,7 +138,7 @@ class _Training:
         if settings.labels and samples.labels is None:
             raise DataError("there are no labels for the cross-entropy")
         self.train, self.held = split(samples, settings.held_out, settings.seed)
-        fixed = _fixed_batch(student) or _fixed_batch(teacher)
+        fixed = fixed_batch(student) or fixed_batch(teacher)
         self.micro = fixed or min(settings.batch, self.train.size)
         self.batch = max(self.micro, min(settings.batch, self.train.size) // self.micro * self.micro)
         first = next(self.train.chunks(self.micro))
@@ -278,14 +277,6 @@ def _augmented(samples: Samples, augmentation: Augmentation, rng: np.random.Gene
         for name, value in samples.inputs.items()
     }
     return Samples(inputs, samples.labels)
-
-
-def _fixed_batch(model: Model) -> int | None:
-    """Return how many samples a model insists on per run; None if it takes any number."""
-    infos = signature(model).inputs.values()
-    sizes = {info.shape[0] for info in infos if info.shape}
-    whole = {size for size in sizes if isinstance(size, int)}
-    return max(whole) if whole else None
 
 
 def _fingerprint(teacher: Model, student: Model, samples: Samples, settings: Settings) -> str:

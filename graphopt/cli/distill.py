@@ -1,0 +1,130 @@
+"""The command ``graphopt distill``."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from graphopt.cli.progress import progress_bar
+from graphopt.distill.augmentation import Augmentation
+from graphopt.distill.schedules import SCHEDULES
+from graphopt.distill.trainer import Outcome, Settings
+from graphopt.distill.trainer import distill as train
+from graphopt.errors import DataError, OptionError
+from graphopt.model import load, save
+from graphopt.runtime.check import top1
+from graphopt.runtime.feeds import load_data
+
+_PLAIN = Settings()
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+_UNIT = click.FloatRange(0, 1)
+_POSITIVE = click.FloatRange(min=0)
+
+
+def _number(name: str, kind: Any, help: str) -> Callable[[_Command], _Command]:
+    """Return an option for a number of ``Settings``, with its default."""
+    flag = "--" + name.replace("_", "-")
+    return click.option(flag, type=kind, default=getattr(_PLAIN, name), show_default=True, help=help)
+
+
+@click.command()
+@click.argument("teacher")
+@click.argument("student")
+@click.argument("target")
+@click.option("--data", metavar="FILE", required=True, help="What to learn from; its calibration part if it has one.")
+@_number("epochs", click.IntRange(min=1), "How often to see all samples, at most.")
+@_number("batch", click.IntRange(min=1), "Samples per step.")
+@_number("rate", click.FloatRange(min=0, min_open=True), "The highest learning rate.")
+@click.option(
+    "--schedule", type=click.Choice(SCHEDULES), default=_PLAIN.schedule, show_default=True, help="Its course."
+)
+@_number("warmup", click.IntRange(min=0), "Steps over which the rate rises.")
+@_number("temperature", click.FloatRange(min=0, min_open=True), "Softens the class probabilities.")
+@_number("divergence", _POSITIVE, "Weight of the divergence from the teacher's class probabilities.")
+@_number("labels", _POSITIVE, "Weight of the cross-entropy with the labels of the data.")
+@_number("matching", _POSITIVE, "Weight of the features' squared errors.")
+@click.option("--feature", "features", multiple=True, metavar="NAME", help="A tensor to match, also STUDENT=TEACHER.")
+@_number("weight_decay", _POSITIVE, "Decoupled decay of weights.")
+@_number("l2", _POSITIVE, "Weight of the squared weights.")
+@_number("l1", _POSITIVE, "Threshold that brings single weights to zero.")
+@_number("group_lasso", _POSITIVE, "Threshold that brings whole channels to zero, for prune-channels to cut.")
+@click.option("--keep-zeros/--no-keep-zeros", default=True, show_default=True, help="Whether zero weights stay zero.")
+@click.option("--train-norm", is_flag=True, help="BatchNormalization learns its statistics: for untrained students.")
+@click.option("--flip", is_flag=True, help="Mirror images, one in two.")
+@click.option("--shift", type=_UNIT, default=0.0, show_default=True, help="Move images by up to this share.")
+@click.option("--crop", type=click.FloatRange(0.1, 1), default=1.0, show_default=True, help="The smallest cut-out.")
+@click.option(
+    "--rotate", type=click.FloatRange(0, 180), default=0.0, show_default=True, help="Degrees to turn images by."
+)
+@_number("samples", click.IntRange(min=2), "Samples to use at most.")
+@_number("held_out", click.FloatRange(0, 0.9), "The share of samples to judge by.")
+@_number("patience", click.IntRange(min=1), "Epochs without improvement after which to stop.")
+@_number("seed", click.IntRange(min=0), "Seed of everything that is drawn.")
+@_number("threads", click.IntRange(min=0), "Threads of ONNX Runtime; 0: its choice.")
+@click.option("--checkpoint", metavar="FILE", help="Note after each epoch how far the training is.")
+@click.option("--resume", is_flag=True, help="Go on from the checkpoint.")
+@click.option("--report", metavar="FILE.json", help="Write the course of the training.")
+def distill(
+    teacher: str,
+    student: str,
+    target: str,
+    data: str,
+    flip: bool,
+    shift: float,
+    crop: float,
+    rotate: float,
+    checkpoint: str | None,
+    resume: bool,
+    report: str | None,
+    **values: Any,
+) -> int:
+    """Train STUDENT to answer as TEACHER does, and write it to TARGET.
+
+    The student may be a pruned or quantized form of the teacher, or another network with the same inputs and outputs.
+    No labels are needed. Needs the extra: pip install 'graphopt[distill]'.
+    """
+    if resume and checkpoint is None:
+        raise OptionError("--resume needs --checkpoint FILE")
+    if not Path(target).parent.is_dir():
+        raise OptionError(f"{target}: the folder {str(Path(target).parent)!r} does not exist")
+    settings = Settings(augmentation=Augmentation(flip, shift, crop, rotate), **values)
+    original, learner = load(teacher), load(student)
+    feeds = load_data(data, learner)
+    with progress_bar() as progress:
+        outcome = train(
+            original,
+            learner,
+            feeds,
+            settings,
+            checkpoint=None if checkpoint is None else Path(checkpoint),
+            resume=resume,
+            progress=progress,
+        )
+    save(outcome.student, target)
+    accuracy = None
+    if feeds.labels is not None:
+        try:
+            accuracy = [top1(model, feeds) for model in (original, learner, outcome.student)]
+        except DataError:
+            accuracy = None
+    _tell(outcome, accuracy)
+    if report is not None:
+        told = {"history": outcome.history, "best_epoch": outcome.best_epoch, "steps": outcome.steps, "top1": accuracy}
+        try:
+            Path(report).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OptionError(f"{report}: cannot be written: {error.strerror or error}") from error
+    return 0
+
+
+def _tell(outcome: Outcome, accuracy: list[float] | None) -> None:
+    """Print what has come of it."""
+    best = outcome.history[outcome.best_epoch] if len(outcome.history) > outcome.best_epoch else outcome.history[-1]
+    epochs = len(outcome.history) - 1
+    click.echo(f"held-out loss {outcome.history[0]:.4g} became {best:.4g} in epoch {outcome.best_epoch} of {epochs}")
+    if outcome.zero_groups:
+        click.echo(f"{outcome.zero_groups} groups of channels are zero: prune-channels can cut them")
+    if accuracy is not None:
+        click.echo("top-1: teacher {:.2%}, student {:.2%} before, {:.2%} after".format(*accuracy))

@@ -1,0 +1,63 @@
+"""The command ``graphopt transfer``."""
+
+import json
+from pathlib import Path
+
+import click
+
+from graphopt.errors import OptionError
+from graphopt.model import load, save
+from graphopt.transfer import Method, read_mapping
+from graphopt.transfer import transfer as copy_parameters
+
+
+@click.command()
+@click.argument("source")
+@click.argument("model")
+@click.argument("target")
+@click.option(
+    "--by",
+    "method",
+    type=click.Choice(["name", "structure", "mapping"]),
+    default="name",
+    show_default=True,
+    help="How parameters are matched: name of the stored tensor, place in the graph, or --mapping.",
+)
+@click.option(
+    "--mapping", metavar="FILE.json", help="An object of MODEL's names to SOURCE's; one * stands for the same."
+)
+@click.option("--only", multiple=True, metavar="PATTERN", help="Copy only into parameters whose name matches.")
+@click.option("--no-slices", is_flag=True, help="Copy nothing where MODEL is narrower.")
+@click.option("--report", metavar="FILE.json", help="Write what was copied, what not and why.")
+def transfer(
+    source: str,
+    model: str,
+    target: str,
+    method: Method,
+    mapping: str | None,
+    only: tuple[str, ...],
+    no_slices: bool,
+    report: str | None,
+) -> int:
+    """Copy parameters of SOURCE into MODEL and write the result to TARGET; status 1 if nothing could be copied."""
+    given = None if mapping is None else read_mapping(mapping)
+    chosen: Method = "mapping" if given is not None else method
+    result, told = copy_parameters(
+        load(source), load(model), method=chosen, mapping=given, only=only, slices=not no_slices
+    )
+    for copied in told.copied:
+        click.echo(f"copied   {copied.site}: {copied.detail}")
+    for skipped in told.skipped:
+        click.echo(f"not      {skipped.site}: {skipped.reason}")
+    click.echo(f"{len(told.copied)} parameters copied, {len(told.skipped)} not")
+    if report is not None:
+        figures = {"copied": [vars(each) for each in told.copied], "skipped": [vars(each) for each in told.skipped]}
+        try:
+            Path(report).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise OptionError(f"{report}: cannot be written: {error.strerror or error}") from error
+    if not told.copied:
+        click.echo(f"graphopt: nothing could be copied, {target} was not written", err=True)
+        return 1
+    save(result, target)
+    return 0
