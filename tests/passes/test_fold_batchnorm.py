@@ -7,6 +7,8 @@ import numpy as np
 import onnx
 import pytest
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from graphopt.testing import assert_rewrites, assert_skips, model, run_alone
@@ -828,6 +830,29 @@ def test_folds_inside_of_a_local_function() -> None:
     )
     after = assert_rewrites(FoldBatchNorm(), model(text), ops={"block": 1}, rewritten=1)
     assert [node.op_type for node in after.functions[0].node if node.op_type != "Constant"] == ["Conv"]
+
+
+EXTREMES = [0.0, 1.0, -40.0, 1e-30, -1e-12, 1e12, -1e30, 3e38]
+
+
+@settings(derandomize=True, deadline=None, max_examples=80)
+@given(st.lists(st.tuples(*[st.sampled_from(EXTREMES)] * 3), min_size=4, max_size=4), st.sampled_from([0.0, 1e-5, 1.0]))
+def test_extreme_statistics_fold_exactly_or_not_at_all(rows: list[tuple[float, ...]], epsilon: float) -> None:
+    gamma, mean, var = (np.array(column, np.float32) for column in zip(*rows, strict=True))
+    var = np.abs(var)
+    weight, beta = draw(4, 3, 3, 3), draw(4)
+    text = CONV.format(attrs=f"<epsilon={epsilon:.6f}>")
+    after, result = run_alone(FoldBatchNorm(), model(text, w=weight, g=gamma, b=beta, m=mean, v=var))
+    with np.errstate(all="ignore"):
+        gain = gamma.astype(np.float64) / np.sqrt(var.astype(np.float64) + np.float64(np.float32(epsilon)))
+        exact_weight = (weight * gain.reshape(4, 1, 1, 1)).astype(np.float32)
+        exact_shift = (beta - mean * gain).astype(np.float32)
+    fits = np.isfinite(exact_weight).all() and np.isfinite(exact_shift).all()
+    if not result.rewritten:
+        assert not fits, result.skipped
+        return
+    assert np.array_equal(proto_array(after, "w"), exact_weight.astype(np.float64))
+    assert np.array_equal(proto_array(after, "c_bias"), exact_shift.astype(np.float64))
 
 
 def test_a_veto_is_kept() -> None:
