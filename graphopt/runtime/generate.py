@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -123,15 +124,15 @@ class _Drawer:
             proto = onnx.shape_inference.infer_shapes(proto)
         sign = signature(proto)
         roles = Roles(proto.graph)
-        self._inputs = sign.inputs
+        self._inputs = {name: _with_rank(info, roles) for name, info in sign.inputs.items()}
         self._others = sign.others
         self.order = sign.order
         self._roles = {
-            name: roles.of(name, None if info.shape is None else len(info.shape)) for name, info in sign.inputs.items()
+            name: roles.of(name, None if info.shape is None else len(info.shape)) for name, info in self._inputs.items()
         }
         self._words = _vocabulary(proto.graph)
         self._demanded = self._named_demands()
-        self.dynamic = any(not isinstance(dim, int) for info in sign.inputs.values() for dim in info.shape or [None])
+        self.dynamic = any(not isinstance(dim, int) for info in self._inputs.values() for dim in info.shape or [None])
         self.settled = Plan(1, SEQUENCE_SIZES[0])
 
     def _named_demands(self) -> dict[str, int]:
@@ -250,6 +251,12 @@ class _Drawer:
             texts = kind.map_type.key_type == onnx.TensorProto.STRING
             return {key: float(rng.random()) for key in (self._words if texts else range(4))}
         raise DataError(f"cannot generate inputs of type {kind.WhichOneof('value')}, give the model data")
+
+
+def _with_rank(info: TensorInfo, roles: Roles) -> TensorInfo:
+    """Return an input of unknown rank with the rank that the graph demands, if it does."""
+    rank = roles.rank(info.name) if info.shape is None else None
+    return info if rank is None else dataclasses.replace(info, shape=(None,) * rank)
 
 
 def _mask(sizes: list[int], rng: np.random.Generator) -> NDArray[np.int64]:

@@ -18,8 +18,8 @@ from graphopt.runtime.decisions import tainted_tensors
 FACTOR = 4.0
 """A difference of up to this many times the noise is noise."""
 
-MAX_NOISE = 0.05
-"""A noise above this share of an output's spread excuses nothing: such an output proves nothing either."""
+MAX_SHARE = 0.05
+"""A difference whose root mean square is above this share of the output's spread is never excused."""
 
 DRAWS = 2
 _MIN_ELEMENTS = 16
@@ -100,7 +100,7 @@ def excused(comparison: Comparison, noises: list[Comparison]) -> tuple[OutputDif
     """Return the outputs with those whose differences are mere noise accepted, or None if one is more than that.
 
     Both the largest difference and the root mean square have to be within ``FACTOR`` times the noise's, so that neither
-    a single wrong element nor a small error everywhere hides in it.
+    a single wrong element nor a small error everywhere hides in it; and the difference has to be small by itself.
     """
     judged = []
     for output in comparison.outputs:
@@ -111,7 +111,8 @@ def excused(comparison: Comparison, noises: list[Comparison]) -> tuple[OutputDif
         largest = max((each.max_abs for each in same), default=0.0)
         rms = max((each.rms for each in same), default=0.0)
         strange = output.severity >= BEYOND or any(each.severity >= BEYOND for each in same)
-        if strange or output.max_abs > FACTOR * largest or output.rms > FACTOR * rms or rms > MAX_NOISE * output.spread:
+        large = output.rms > MAX_SHARE * output.spread
+        if strange or large or output.max_abs > FACTOR * largest or output.rms > FACTOR * rms:
             return None
         judged.append(dataclasses.replace(output, holds=True, problem="", severity=0.0))
     return tuple(judged)

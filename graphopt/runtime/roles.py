@@ -85,6 +85,26 @@ class Roles:
         role.is_length = role.is_length or (role.high is None and ("length" in low or low.endswith(("_len", "_lens"))))
         return role
 
+    def rank(self, name: str) -> int | None:
+        """Return the rank that the first operators demand of an input that declares none."""
+        waiting, seen = [name], {name}
+        while waiting and len(seen) < _MAX_STEPS:
+            tensor = waiting.pop(0)
+            for node, slot in self._readers[tensor]:
+                weight = self._shapes.get(node.input[1]) if slot == 0 and len(node.input) > 1 else None
+                if node.op_type in ("Conv", "ConvTranspose") and weight:
+                    return len(weight)
+                if node.op_type in ("LSTM", "GRU", "RNN"):
+                    return 3
+                if node.op_type in ("Gemm", "MatMul") and weight:
+                    return 2
+                if node.op_type == "Transpose" and (perm := _attribute(node, "perm", [])):
+                    return len(perm)
+                if node.op_type in _SAME_AXES and node.output[0] not in seen:
+                    seen.add(node.output[0])
+                    waiting.append(node.output[0])
+        return None
+
     def _follow_values(self, name: str, role: Role) -> None:
         """Walk forward while the values stay what they are, up to where they are used as indices, lengths or sizes."""
         waiting, seen = [(name, 0)], {name}

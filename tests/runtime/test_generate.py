@@ -171,6 +171,15 @@ def test_unknown_rank() -> None:
     assert list(generate(from_proto(proto)).batches())
 
 
+def test_unknown_rank_is_read_off_the_weights() -> None:
+    proto = model(
+        "g (float[N,3,H,W] x) => (float[N,4,H,W] y) { r = Relu(x) y = Conv(r, w) }", w=np.ones((4, 3, 1, 1), F4)
+    )
+    proto.graph.input[0].type.tensor_type.ClearField("shape")
+    for feeds in generate(from_proto(proto)).batches():
+        assert feeds["x"].shape[1] == 3
+
+
 def test_unnamed_and_negative_dimensions() -> None:
     proto = model("g (float[N,M] x) => (float[N,M] y) { y = Relu(x) }")
     proto.graph.input[0].type.tensor_type.shape.dim[0].Clear()
