@@ -28,7 +28,7 @@ def by_batch(proto: onnx.ModelProto) -> list[Statistic]:
     Returns:
         The statistics that the caller has to keep up, two per node.
     """
-    build, statistics = LossBuilder(proto), []
+    build, statistics = LossBuilder(proto, "norm"), []
     nodes = list(proto.graph.node)
     del proto.graph.node[:]
     for node in nodes:

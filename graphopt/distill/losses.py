@@ -37,24 +37,24 @@ class Objective:
 
 
 class LossBuilder:
-    """Adds nodes to a graph, each with a name of its own under ``loss/``."""
+    """Adds nodes to a graph, each output with a name of its own under ``loss/``."""
 
-    def __init__(self, proto: onnx.ModelProto) -> None:
-        """Build behind ``proto``, which is changed."""
-        self._graph, self._count = proto.graph, 0
+    def __init__(self, proto: onnx.ModelProto, part: str = "term") -> None:
+        """Build behind ``proto``, which is changed; builders of one graph differ in ``part``."""
+        self._graph, self._part, self._count = proto.graph, part, 0
         self._opset = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx"))
 
     def node(self, op: str, *inputs: str, **attributes: Any) -> str:
         """Add a node; return its output."""
         self._count += 1
-        name = f"loss/{op}_{self._count}"
-        self._graph.node.append(helper.make_node(op, list(inputs), [name], name=name, **attributes))
+        name = f"loss/{self._part}/{op}_{self._count}"
+        self._graph.node.append(helper.make_node(op, list(inputs), [name], **attributes))
         return name
 
     def constant(self, value: NDArray[Any] | float) -> str:
         """Add an initializer, float32 if a plain number is given."""
         self._count += 1
-        name = f"loss/constant_{self._count}"
+        name = f"loss/{self._part}/constant_{self._count}"
         array = value if isinstance(value, np.ndarray) else np.float32(value)
         self._graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
         return name
