@@ -42,11 +42,12 @@ _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer that can be quantized: its weight, and its values per output channel."""
+    """A layer that can be quantized: its weight, the stored values, and the order that a Transpose puts its axes in."""
 
     node: gs.Node
     weight: Weight
     values: NDArray[Any]
+    order: tuple[int, ...] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +117,7 @@ class QuantizeActivations(Pass):
             except Skip as reason:
                 skipped |= {view.site(use.layer): view.vetoes.get(view.site(use.layer), str(reason)) for use in users}
             else:
-                found += [_Layer(use.layer, weight, values) for use in users]
+                found += [_Layer(use.layer, weight, values, _transposed(view, weight)) for use in users]
         return found, skipped
 
     def _require(self, view: GraphView, weight: Weight) -> NDArray[Any]:
@@ -131,7 +132,7 @@ class QuantizeActivations(Pass):
         for use in weight.uses:
             if use.layer.op not in _TARGETS[self.target].layers or use.slot != 1:
                 raise Skip(f"{name!r} is used by {use.layer.op}, which has no integer kernel on {self.target}")
-            if use.layer.inputs[1] is not weight.source:
+            if use.layer.inputs[1] is not weight.source and _transposed(view, weight) is None:
                 raise Skip(f"{name!r} lies behind {use.layer.inputs[1].inputs[0].op}, fold constants first")
             if view.edit.graph_of(use.layer) is not view.model.graph:
                 raise Skip("lies in a subgraph or function: main graph only")
@@ -161,17 +162,21 @@ class QuantizeActivations(Pass):
     def _quantize_layer(self, view: GraphView, layer: _Layer, ranges: Mapping[int, _Parameters]) -> str:
         """Quantize weight and bias of one layer; a weight that layers share is written once."""
         node, weight = layer.node, layer.weight
-        axis = weight.channel_axis
-        quantized = quantize(layer.values, _EIGHT_BITS, Grouping(axis))
+        source, home, values, axis = weight.source, weight.home, layer.values, weight.channel_axis
+        if layer.order is not None:
+            source, home = view.edit.constant(str(source.name), values.transpose(layer.order)), view.model.graph
+            view.edit.set_input(node, 1, source)
+            values, axis = values.transpose(layer.order), None if axis is None else layer.order.index(axis)
+        quantized = quantize(values, _EIGHT_BITS, Grouping(axis))
         input_scale = float(ranges[id(node.inputs[0])][0])
         bias = _bias(view, node, quantized.scale.size) if _TARGETS[self.target].bias and axis is not None else None
         if bias is not None and len(weight.uses) == 1:
-            quantized = _with_room_for(layer.values, quantized, bias, input_scale)
-        if node.inputs[1] is weight.source:
-            Writer(view, weight.source, weight.home, layer.values.dtype).write(quantized, "dq")
+            quantized = _with_room_for(values, quantized, bias, input_scale)
+        if node.inputs[1] is source:
+            Writer(view, source, home, values.dtype).write(quantized, "dq")
         if bias is not None:
             _write_bias(view, node, bias, quantized.scale.astype(np.float64) * input_scale)
-        done = f"{weight.source.name!r} to int8 {quantized.grouping}, {quantized.sqnr_db:.1f} dB"
+        done = f"{source.name!r} to int8 {quantized.grouping}, {quantized.sqnr_db:.1f} dB"
         return f"{done}; input scale {input_scale:.3g}"
 
     def _insert(self, view: GraphView, placement: Placement, ranges: Mapping[int, _Parameters]) -> None:
@@ -182,6 +187,16 @@ class QuantizeActivations(Pass):
             constants = view.edit.constant(f"{name}_s", scale), view.edit.constant(f"{name}_z", zero)
             for tensor in group:
                 insert(view, tensor, *constants)
+
+
+def _transposed(view: GraphView, weight: Weight) -> tuple[int, ...] | None:
+    """Return the order of axes if the weight's one use reads it through one Transpose; None otherwise."""
+    tensor = weight.uses[0].layer.inputs[weight.uses[0].slot]
+    node = view.producer(tensor, "Transpose")
+    if node is None or node.inputs[0] is not weight.source or len(weight.uses) > 1 or len(view.readers(tensor)) > 1:
+        return None
+    order = node.attrs.get("perm", list(range(len(weight.source.shape or ())))[::-1])
+    return tuple(order) if isinstance(order, list) and isinstance(weight.source, gs.Constant) else None
 
 
 def _bias(view: GraphView, node: gs.Node, channels: int) -> NDArray[np.float64] | None:

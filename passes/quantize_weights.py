@@ -1,7 +1,8 @@
 """Store the weights of layers as integers, with a DequantizeLinear (or Cast and Mul) in front of the layer."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -21,6 +22,8 @@ from graphopt.graph.weights import Weight, find_weights, is_candidate, is_float,
 from graphopt.numerics.ladder import blocks, climb, ladder
 from graphopt.numerics.quantization import TYPES, Affine, Grouping, Quantized
 from graphopt.numerics.ranges import range_rule
+from graphopt.runtime.feeds import generate
+from graphopt.runtime.gram import Seen, look
 
 _ALWAYS_WEIGHTED = ("Conv", "DeformConv", "ConvTranspose", "LSTM", "GRU", "RNN")
 _FLOORS = {16: 20.0, 8: 20.0, 4: 6.0, 2: 0.0}
@@ -66,6 +69,11 @@ class QuantizeWeights(Pass):
     representation: Literal["dq", "qdq", "mul"] = option(
         "dq", "dq: DequantizeLinear; qdq: float weight, QuantizeLinear, DequantizeLinear; mul: Cast and Mul."
     )
+    rounding: Literal["nearest", "gptq"] = option(
+        "nearest", "gptq: choose levels so that errors make up for each other on the data (Conv, Gemm, MatMul)."
+    )
+    bias_correction: bool = option(False, "Put back into biases what quantization takes from mean outputs on the data.")
+    samples: int = option(512, "Samples to use for --rounding gptq and --bias-correction.", minimum=1)
     min_sqnr: float | None = option(
         None, "Give a weight below this SQNR (dB) finer blocks, then more bits, then leave it float.", minimum=0
     )
@@ -91,13 +99,17 @@ class QuantizeWeights(Pass):
 
     def run(self, view: GraphView) -> PassResult:
         """Quantize weight by weight; a layer is rewritten if one of its weights is."""
-        layers: dict[int, _Layer] = {}
-        for weight in find_weights(view):
-            if not _is_site(view, weight):
+        weights = {id(weight.source): weight for weight in find_weights(view) if _is_site(view, weight)}
+        layers = {id(use.layer): _Layer(view.site(use.layer)) for weight in weights.values() for use in weight.uses}
+        unseen = ((weight, None) for weight in list(weights.values()))
+        finished: set[int] = set()
+        for weight, seen in chain(self._looked_at(view, weights), unseen):
+            if id(weight.source) in finished:
                 continue
-            users = [layers.setdefault(id(use.layer), _Layer(view.site(use.layer))) for use in weight.uses]
+            finished.add(id(weight.source))
+            users = [layers[id(use.layer)] for use in weight.uses]
             try:
-                detail = self._quantize(view, weight)
+                detail = self._quantize(view, weight, seen)
             except Skip as reason:
                 for layer in users:
                     layer.kept[view.vetoes.get(layer.site, str(reason))] = None
@@ -109,7 +121,16 @@ class QuantizeWeights(Pass):
             tuple(Skipped(layer.site, layer.story()) for layer in layers.values() if not layer.done),
         )
 
-    def _quantize(self, view: GraphView, weight: Weight) -> str:
+    def _looked_at(self, view: GraphView, weights: Mapping[int, Weight]) -> Iterator[tuple[Weight, Seen]]:
+        """Yield the weights whose layers' inputs are gathered from data, if the options ask for it."""
+        if self.rounding == "nearest" and not self.bias_correction:
+            return
+        owners = [w for w in weights.values() if len(w.uses) == 1 and w.uses[0].layer.inputs[1] is w.source]
+        data = view.calibration if view.calibration is not None else generate(view.model)
+        for seen in look(view, [weight.uses[0].layer for weight in owners], data, self.samples):
+            yield weights[id(seen.layer.node.inputs[1])], seen
+
+    def _quantize(self, view: GraphView, weight: Weight, seen: Seen | None) -> str:
         """Quantize one weight; return what was done to it.
 
         Raises:
@@ -122,12 +143,16 @@ class QuantizeWeights(Pass):
                 most = max(attempt.sqnr_db for attempt in failed)
                 raise Skip(f"{name!r} keeps {most:.1f} dB at best, less than {self.min_sqnr:g}")
             raise Skip(f"{name!r} of {values.nbytes} bytes would not get smaller")
+        how = ""
+        if seen is not None and self.rounding == "gptq" and self.representation != "qdq":
+            best, how = seen.round(values, best), " by GPTQ"
+        if seen is not None and self.bias_correction and seen.correct_bias(view, values, best):
+            how += " with its bias corrected"
         Writer(view, weight.source, weight.home, values.dtype).write(best, self.representation)
-        detail = f"{name!r} to {best.affine.kind.name} {best.grouping}, {best.sqnr_db:.1f} dB"
-        first = failed[0] if failed else best
-        if first is best:
+        detail = f"{name!r} to {best.affine.kind.name} {best.grouping}, {best.sqnr_db:.1f} dB{how}"
+        if not failed:
             return detail
-        return f"{detail}, after {first.affine.kind.name} {first.grouping} with {first.sqnr_db:.1f} dB"
+        return f"{detail}, after {failed[0].affine.kind.name} {failed[0].grouping} with {failed[0].sqnr_db:.1f} dB"
 
     def _choose(self, values: NDArray[np.generic], weight: Weight) -> tuple[Quantized | None, list[Quantized]]:
         """Return the form that the options lead to, or None, and the tries that lost too much.

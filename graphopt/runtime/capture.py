@@ -1,6 +1,6 @@
 """Watches inner tensors of a model while it runs on data, in memory that the amount of data does not change."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -28,11 +28,17 @@ def watch(model: Model, watchers: Mapping[str, Watcher], data: Data, limit: int,
     The tensors of one run are in memory together, and gone before the next. Where the number of samples in a run is
     free, it is chosen so that they take some 64 MB.
     """
-    taps = Taps(model, watchers, threads)
-    for feeds in _portions(taps, data, limit):
-        for name, values in taps.run(feeds).items():
+    for tensors in runs(model, watchers, data, limit, threads):
+        for name, values in tensors.items():
             if isinstance(values, np.ndarray):
                 watchers[name].add(values)
+
+
+def runs(model: Model, names: Iterable[str], data: Data, limit: int, threads: int = 0) -> Iterator[Mapping[str, Any]]:
+    """Run ``model`` on up to ``limit`` samples and yield the tensors of these names, run by run."""
+    taps = Taps(model, names, threads)
+    for feeds in _portions(taps, data, limit):
+        yield taps.run(feeds)
 
 
 def _portions(taps: Taps, data: Data, limit: int) -> Iterator[Feeds]:
