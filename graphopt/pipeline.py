@@ -45,16 +45,23 @@ class Pipeline:
     def run(self, model: Model) -> tuple[Model, tuple[PassReport, ...]]:
         """Return the rewritten model (``model`` itself is not changed) and a report for each pass that ran.
 
-        In the rounds after the first, a pass that finds nothing more to do is not reported again.
+        In the rounds after the first, a pass that finds nothing more to do is not reported again, one that has found
+        nothing since the model last changed is not run again, and sites that broke a contract stay vetoed.
         """
         original = model
         reports: list[PassReport] = []
         seen = [fingerprint(model)]
+        resting: dict[int, Model] = {}
+        vetoes: dict[int, dict[str, str]] = {}
         for round_ in range(MAX_ROUNDS if self.fixed_point else 1):
             active: list[str] = []
             for index, each in enumerate(self.passes):
                 self.progress(each.name, index, len(self.passes))
-                model, report = self._step(each, model, original)
+                if resting.get(index) is model:
+                    continue
+                model, report = self._step(each, model, original, vetoes.setdefault(index, {}))
+                if not report.result.rewritten:
+                    resting[index] = model
                 if round_ == 0 or report.result.rewritten or report.failure:
                     reports.append(report)
                 if report.failure and not self.keep_going:
@@ -71,10 +78,11 @@ class Pipeline:
         self.progress("done", len(self.passes), len(self.passes))
         return model, tuple(reports)
 
-    def _step(self, each: Pass, model: Model, original: Model) -> tuple[Model, PassReport]:
-        """Run one pass and time it."""
+    def _step(self, each: Pass, model: Model, original: Model, vetoes: dict[str, str]) -> tuple[Model, PassReport]:
+        """Run one pass and time it; ``vetoes`` gains the sites that break its contract."""
         start = time.perf_counter()
-        outcome = Trial(each, model, original, self.data, self.check).run()
+        outcome = Trial(each, model, original, self.data, self.check, dict(vetoes)).run()
+        vetoes |= outcome.vetoes
         seconds = time.perf_counter() - start
         kept = not outcome.failure
         report = PassReport(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from graphopt.base import Pass
 from graphopt.bisect import Verdict, find_culprits
@@ -24,12 +24,13 @@ MAX_LOSSY_CULPRITS = 4
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial: the model to go on with, and why the pass was taken back if it was."""
+    """What came of a trial: the model to go on with, why the pass was taken back if it was, and the sites at fault."""
 
     model: Model
     result: PassResult
     check: Check | None = None
     failure: str = ""
+    vetoes: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Trial:
         original: The model that the run began with.
         data: Feeds to calibrate and to prove with, None if there are none.
         check: Whether to prove the pass.
+        vetoes: Sites that broke its contract before, with the reason.
     """
 
     each: Pass
@@ -49,6 +51,7 @@ class Trial:
     original: Model
     data: Data | None
     check: bool
+    vetoes: Mapping[str, str] = field(default_factory=dict)
 
     def run(self) -> Outcome:
         """Run the pass, prove its contract and that a compressing pass compresses."""
@@ -85,7 +88,7 @@ class Trial:
 
     def _view(self, subject: Model, vetoes: Mapping[str, str]) -> GraphView:
         calibration = None if self.data is None else self.data.calibration()
-        return GraphView(subject, vetoes, calibration, self.original)
+        return GraphView(subject, {**self.vetoes, **vetoes}, calibration, self.original)
 
     def _judged(self, outcome: Outcome) -> Outcome:
         """Hold the rewritten model to the pass's contract, against the pass's input."""
@@ -115,7 +118,7 @@ class Trial:
         culprits = find_culprits(sites, broken.check.problem, judge, most)
         if culprits is None or not replays[frozenset(culprits)].result.rewritten:
             return self._taken_back(broken, f"broke its contract {broken.check.contract}: {broken.check.problem}")
-        return replays[frozenset(culprits)]
+        return replace(replays[frozenset(culprits)], vetoes=culprits)
 
     def _taken_back(self, outcome: Outcome, failure: str) -> Outcome:
         return Outcome(self.model, outcome.result, outcome.check, failure)

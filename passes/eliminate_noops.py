@@ -41,8 +41,7 @@ class EliminateNoops(Pass):
         """Sweep over the graph until nothing more is found."""
         rewritten: list[Rewritten] = []
         while True:
-            facts = Facts(view.model)
-            zero_signs = ZeroSigns(view)
+            facts, zero_signs = Facts(view.model), ZeroSigns(view)
             found: list[Rewritten] = []
             skipped: list[Skipped] = []
             for node in view.nodes():

@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt import FloatExact, GraphView, Pass, PassResult, Rewritten, Skip, Skipped, option
-from graphopt.graph.folding import Plan, in_function, plan_folds
+from graphopt.graph.folding import Plan, in_function, may_fold, plan_folds
 from graphopt.graph.symbolic import Facts
 from graphopt.graph.symbolic.attributes import attribute, tuple_of
 from graphopt.graph.symbolic.targets import expand_numbers, reshape_numbers
@@ -48,7 +48,8 @@ class FoldConstants(Pass):
         """Fold until nothing more can be: each value can make further shapes known."""
         rewritten: list[Rewritten] = []
         broken: dict[int, str] = {}
-        while True:
+        plan = Plan()
+        while may_fold(view):
             facts = Facts(view.model)
             plan = plan_folds(view, facts, self.max_growth, broken)
             values, failures = _compute(view, facts, plan)

@@ -59,6 +59,17 @@ class Plan:
     refused: list[tuple[gs.Node, str]] = field(default_factory=list)
 
 
+def may_fold(view: GraphView) -> bool:
+    """Whether a closer look is worth while: a node asks for a shape or reads nothing but constants."""
+    for node in view.nodes():
+        if node.op in ("Shape", "Size"):
+            return True
+        reads = [tensor for tensor in node.inputs if tensor.name]
+        if reads and all(isinstance(t, gs.Constant) or view.producer(t, "Constant") is not None for t in reads):
+            return True
+    return False
+
+
 def plan_folds(view: GraphView, facts: Facts, max_growth: int, broken: Mapping[int, str]) -> Plan:
     """Return what can be folded so that no value adds more than ``max_growth`` bytes to the file.
 

@@ -153,7 +153,7 @@ def drop_unused_outputs(place: Place) -> str | None:
 
 
 def tidy_recurrent(place: Place) -> str | None:
-    """Leave out initial states of zeros, which is what an LSTM, GRU or RNN starts from by default, and unused outputs."""
+    """Leave out initial states of zeros, from which LSTM, GRU and RNN start by default, and unused outputs."""
     node, view = place.node, place.view
     zeros = [slot for slot in (5, 6) if place.has(slot) and _is_zeros(place, node.inputs[slot])]
     for slot in zeros:
