@@ -8,6 +8,7 @@ from graphopt import FloatExact, GraphView, Pass, PassResult, Rewritten, Skipped
 from graphopt.graph.channels import Channels
 from graphopt.graph.channels.cutting import Refusal
 from graphopt.graph.channels.facts import Mask
+from graphopt.graph.channels.replacing import replace_constant_branches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +36,37 @@ class PruneChannels(Pass):
     def run(self, view: GraphView) -> PassResult:
         """Analyse, cut, and again until nothing more can go."""
         rewritten: dict[str, int] = {}
+        replaced: list[str] = []
         while True:
-            channels, gone = self._cut(view)
+            channels = Channels.analyze(view)
+            sites = replace_constant_branches(channels.facts, view.edit, view.vetoes)
+            if sites:
+                replaced += sites
+                self._settle(view)
+                continue
+            gone = self._cut(view, channels)
             if not gone.any():
                 break
             for group in np.unique(channels.root[gone]).tolist():
                 site = channels.sites[int(channels.family[group])]
                 rewritten[site] = rewritten.get(site, 0) + 1
-            view.edit.settle()
-            view.forget_shapes()
+            self._settle(view)
         skipped = channels.survivors(gone, view.vetoes)
         return PassResult(
-            tuple(Rewritten(site, f"{count} channels removed") for site, count in rewritten.items()),
+            (
+                *(Rewritten(site, f"{count} channels removed") for site, count in rewritten.items()),
+                *(Rewritten(site, "replaced by the constant that it computes") for site in replaced),
+            ),
             tuple(Skipped(site, reason) for site, reason in skipped),
         )
 
-    def _cut(self, view: GraphView) -> tuple[Channels, Mask]:
+    def _settle(self, view: GraphView) -> None:
+        """Settle the edits so far, so that the next analysis sees their result."""
+        view.edit.settle()
+        view.forget_shapes()
+
+    def _cut(self, view: GraphView, channels: Channels) -> Mask:
         """Cut what can go now; where a node cannot follow, leave alone what it touches and plan again."""
-        channels = Channels.analyze(view)
         while True:
             gone = channels.removable(view.vetoes)
             try:
@@ -60,4 +74,4 @@ class PruneChannels(Pass):
             except Refusal as refusal:
                 channels.leave(refusal)
                 continue
-            return channels, gone
+            return gone

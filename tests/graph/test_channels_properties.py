@@ -57,7 +57,20 @@ class Builder:
         """Add one random layer."""
         kinds = (
             *("conv", "conv", "conv1", "depthwise", "grouped", "transposed", "norm", "activation", "activation", "add"),
-            *("mul", "concat", "split", "pool", "shuffle", "excite", "pad", "slice", "gather", "scale", "instance", "depth"),
+            *(
+                "mul",
+                "concat",
+                "split",
+                "pool",
+                "shuffle",
+                "excite",
+                "pad",
+                "slice",
+                "gather",
+                "scale",
+                "instance",
+                "depth",
+            ),
         )
         getattr(self, self.draw(st.sampled_from(kinds)))()
 
@@ -109,10 +122,15 @@ class Builder:
 
     def activation(self) -> None:
         source, channels = self.pick()
-        kind = self.draw(st.sampled_from(["Relu", "Sigmoid", "HardSwish", "Tanh", "Softplus", "Elu", "Clip", "PRelu", "Erf"]))
+        kind = self.draw(
+            st.sampled_from(["Relu", "Sigmoid", "HardSwish", "Tanh", "Softplus", "Elu", "Clip", "PRelu", "Erf"])
+        )
         inputs = [source]
         if kind == "Clip":
-            inputs += [self.constant(np.array(self.draw(st.sampled_from([0.0, -0.5, 0.25])))), self.constant(np.array(6.0))]
+            inputs += [
+                self.constant(np.array(self.draw(st.sampled_from([0.0, -0.5, 0.25])))),
+                self.constant(np.array(6.0)),
+            ]
         if kind == "PRelu":
             inputs.append(self.constant(self.rng.standard_normal((channels, 1, 1))))
         self.op(kind, inputs, channels)
@@ -148,7 +166,9 @@ class Builder:
         source, channels = self.pick()
         kind = self.draw(st.sampled_from(["MaxPool", "AveragePool", "Counted"]))
         counted = {"count_include_pad": 1} if kind == "Counted" else {}
-        self.op(kind.replace("Counted", "AveragePool"), [source], channels, kernel_shape=[3, 3], pads=[1] * 4, **counted)
+        self.op(
+            kind.replace("Counted", "AveragePool"), [source], channels, kernel_shape=[3, 3], pads=[1] * 4, **counted
+        )
 
     def shuffle(self) -> None:
         source, channels = self.pick()
@@ -225,7 +245,9 @@ class Builder:
                 flat, width = self.recurrent(rows, channels), 4
             bias = self.constant(self.planted(5))
             outputs[self.op("Gemm", [flat, self.constant(self.planted(5, width)), bias], transB=1)] = 2
-        infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank) for name, rank in outputs.items()]
+        infos = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, [None] * rank) for name, rank in outputs.items()
+        ]
         image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["batch", 3, 6, 6])
         graph = helper.make_graph(self.nodes, "random", [image], infos, self.weights)
         return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])

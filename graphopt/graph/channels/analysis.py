@@ -14,6 +14,9 @@ from graphopt.graph.channels.table import transfer_of
 from graphopt.graph.view import GraphView
 
 
+_SHAPED = ("Expand", "Reshape", "Slice", "CastLike", "Tile")
+
+
 @dataclass
 class Channels:
     """The finished analysis of one model.
@@ -64,6 +67,11 @@ class Channels:
         layer = np.array([labels.is_layer(start) for start in labels.starts], dtype=bool)
         inside = layer[owner[left]] & layer[owner[right]] if len(left) else np.zeros(0, dtype=bool)
         streams = components(len(labels.starts), owner[left][inside], owner[right][inside])
+        lead = np.arange(labels.count)
+        if labels.count:
+            lead = np.full(labels.count, labels.count)
+            np.minimum.at(lead, root[layer[owner]], np.flatnonzero(layer[owner]))
+            lead = np.where(lead == labels.count, np.arange(labels.count), lead)
         live, present = np.zeros(labels.count, dtype=bool), np.zeros(labels.count, dtype=bool)
         for key, axes in labels.variables.items():
             for axis, label in enumerate(axes):
@@ -74,7 +82,7 @@ class Channels:
         for label, reason in labels.blocks:
             for group in np.unique(root[label]).tolist():
                 blocked.setdefault(group, reason)
-        return cls(facts, labels, root, streams[owner] if labels.count else owner, live, present, blocked)
+        return cls(facts, labels, root, streams[owner[lead[root]]] if labels.count else owner, live, present, blocked)
 
     # -- sites ---------------------------------------------------------------------------------------------------------
 
@@ -86,8 +94,8 @@ class Channels:
         for start, (node, slot) in zip(self.labels.starts, self.labels.owners, strict=True):
             family = int(self.family[start])
             use, axis = self.labels.born.get(start, (None, 0))
-            rank = 0 if use is not None and use.roles[axis] == "feeds" else 1
-            if rank < ranked.get(family, 2):
+            rank = 0 if self.labels.is_layer(start) else 1 if use is not None and use.roles[axis] == "feeds" else 2
+            if rank < ranked.get(family, 3):
                 found[family] = self.facts.view.site(node if use is None else use.readers[axis])
                 ranked[family] = rank
         return found
@@ -127,7 +135,9 @@ class Channels:
     def leave(self, refusal: Refusal) -> None:
         """Block every group that the refusing node touches, so that the next plan leaves them alone."""
         node = refusal.node
-        labels = [axis for tensor in [*node.inputs, *node.outputs] for axis in self.labels.variables.get(id(tensor), ())]
+        labels = [
+            axis for tensor in [*node.inputs, *node.outputs] for axis in self.labels.variables.get(id(tensor), ())
+        ]
         for slot in range(len(node.inputs)):
             if (use := self.labels.uses.get((id(node), slot))) is not None:
                 labels += use.axes.values()
@@ -143,7 +153,9 @@ class Channels:
         idle = np.zeros(len(self.root), dtype=bool)
         witness = np.full(len(self.root), -1)
         reader = np.full(len(self.root), -1)
-        tensors = [t for t in self.labels.tensors.values() if not self.facts.is_computed(t)]
+        fillers = self._fillers()
+        read = self.facts.view.readers
+        tensors = [tensor for key, tensor in self.labels.tensors.items() if key not in fillers and read(tensor)]
         for index, tensor in enumerate(tensors):
             for axis, label in enumerate(self.labels.variables[id(tensor)]):
                 if label is None:
@@ -163,6 +175,20 @@ class Channels:
             reason = vetoes.get(site) or self.blocked.get(group) or self._why(tensors, witness[group], reader[group])
             counts[site, reason] = counts.get((site, reason), 0) + 1
         return [(site, f"{count} idle channels stay: {reason}") for (site, reason), count in counts.items()]
+
+    def _fillers(self) -> set[int]:
+        """Return the tensors that no input of the model has a say in, such as starting states: not idle, just simple."""
+        found: set[int] = set()
+        for node in self.facts.program:
+            if node.op == "ConstantOfShape" or (
+                node.inputs
+                and all(id(t) in found or self.facts.is_computed(t) for t in node.inputs[:1] if t.name)
+                and all(
+                    id(t) in found or self.facts.is_computed(t) or node.op in _SHAPED for t in node.inputs[1:] if t.name
+                )
+            ):
+                found |= {id(out) for out in node.outputs}
+        return found
 
     def _why(self, tensors: list[gs.Tensor], witness: int, reader: int) -> str:
         """Say why a group that is nowhere blocked is still needed."""

@@ -8,6 +8,8 @@ from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts, Mask, Vector
 from graphopt.graph.channels.labels import Label, Labels
 from graphopt.graph.channels.table import Transfer, register
+from graphopt.graph.edit import Edit, cast
+from graphopt.result import Skip
 
 
 def absorbed(known: Vector | None, read: Mask, foldable: bool) -> Mask:
@@ -32,6 +34,34 @@ def fold_bias(node: gs.Node, cut: Cut, delta: Vector, outs: int) -> None:
     bias = cut.facts.array(node.inputs[2]) if present else np.zeros(outs)
     if bias is not None:
         cut.give(node, 2, bias.astype(np.float64) + delta, like=node.inputs[1], keep=cut.kept(node.outputs[0], 1))
+
+
+def add_bias(node: gs.Node, cut: Cut, delta: Vector) -> None:
+    """Add ``delta`` to the last axis of a MatMul's output: into the constant that is added next, or in an Add of its own."""
+    out, facts = node.outputs[0], cut.facts
+    readers = facts.view.readers(out)
+    if len(readers) == 1 and readers[0].op == "Add" and not facts.view.is_output(out):
+        slot = 1 if readers[0].inputs[0] is out else 0
+        bias = facts.array(readers[0].inputs[slot])
+        if bias is not None and bias.size == bias.shape[-1] == len(delta):
+            cut.give(readers[0], slot, bias.astype(np.float64) + delta)
+            return
+    weight = facts.array(node.inputs[1])
+    assert weight is not None
+    kept = cut.kept(out, -1)
+    if facts.dim(out, -1) == len(delta):
+        delta = delta[kept]
+    try:
+        values = cast(delta, weight.dtype, str(out.name))
+    except Skip as overflow:
+        cut.refuse(node, str(overflow))
+
+    def put(edit: Edit) -> None:
+        raw = edit.variable(f"{out.name}_unshifted", like=out)
+        edit.set_output(node, 0, raw)
+        edit.add_node(node, "Add", [raw, edit.constant(f"{out.name}_bias", values)], [out])
+
+    cut.step(put)
 
 
 class Product:
@@ -158,8 +188,12 @@ class MatrixProduct(Transfer):
         return mask
 
     def _foldable(self, node: gs.Node, facts: Facts, side: int, other: gs.Tensor) -> bool:
-        """Whether known values that come in on ``side`` can go into the bias."""
-        if side != 0 or not facts.is_constant(other) or node.op != "Gemm" or node.attrs.get("beta", 1.0) != 1.0:
+        """Whether known values that come in on ``side`` can go into a bias, or into an Add that takes its place."""
+        if side != 0 or not facts.is_constant(other) or facts.rank(other) != 2:
+            return False
+        if node.op == "MatMul":
+            return True
+        if node.attrs.get("beta", 1.0) != 1.0:
             return False
         if len(node.inputs) < 3 or not node.inputs[2].name:
             return True
@@ -194,18 +228,22 @@ class MatrixProduct(Transfer):
         labels.set(out, axes)
 
     def cut(self, node: gs.Node, cut: Cut) -> None:
-        """Fold what the uniform inputs of a Gemm contributed into its bias."""
+        """Fold what the uniform inputs contributed into the bias."""
         facts, product = cut.facts, Product(node, cut.facts)
-        if not product.ready or node.op != "Gemm":
+        if not product.ready or facts.is_constant(node.inputs[0]):
             return
-        known = None if facts.is_constant(node.inputs[0]) else facts.uniform(node.inputs[0], product.inner[0])
-        matrix = matrix_of(node, facts, 1, product)
-        if known is None or matrix is None or not self._foldable(node, facts, 0, node.inputs[1]):
+        known = facts.uniform(node.inputs[0], product.inner[0])
+        if known is None or not self._foldable(node, facts, 0, node.inputs[1]):
             return
         values = np.where(cut.kept(node.inputs[0], product.inner[0]), 0.0, np.nan_to_num(known))
-        if values.any():
-            delta = values @ matrix.astype(np.float64) * float(node.attrs.get("alpha", 1.0))
+        matrix = matrix_of(node, facts, 1, product) if values.any() else None
+        if matrix is None:
+            return
+        delta = values @ matrix.astype(np.float64) * float(node.attrs.get("alpha", 1.0))
+        if node.op == "Gemm":
             fold_bias(node, cut, delta, matrix.shape[1])
+        elif delta.any():
+            add_bias(node, cut, delta)
 
 
 def matrix_of(node: gs.Node, facts: Facts, side: int, product: Product) -> NDArray[np.generic] | None:

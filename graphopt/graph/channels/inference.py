@@ -54,7 +54,13 @@ def infer_outputs(node: gs.Node, facts: "Facts") -> list[Shape]:
         found = onnx.shape_inference.infer_node_outputs(
             schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", facts.view.opset)]
         )
-    except (onnx.defs.SchemaError, onnx.shape_inference.InferenceError, onnx.checker.ValidationError, RuntimeError, ValueError):
+    except (
+        onnx.defs.SchemaError,
+        onnx.shape_inference.InferenceError,
+        onnx.checker.ValidationError,
+        RuntimeError,
+        ValueError,
+    ):
         return []
     for out in node.outputs:
         if out.name in found and found[out.name].HasField("tensor_type"):

@@ -69,7 +69,8 @@ class Concat(Transfer):
                 continue
             parts = [
                 labels.pinned(end - start, node, f"belongs to {node.inputs[slot].name!r}, whose size is fixed")
-                if label is None else label
+                if label is None
+                else label
                 for slot, (label, (start, end)) in enumerate(zip(found, spans, strict=True))
             ]
             axes.append(np.concatenate(parts))

@@ -113,7 +113,9 @@ class Recurrent(Transfer):
                 continue
             role = "aside" if slot == _PEEPHOLE else "feeds"
             rows = labels.axis(node, slot, axis, role)
-            for part in [None] * count if rows is None else np.split(rows, count) if len(rows) == units * count else [None]:
+            for part in (
+                [None] * count if rows is None else np.split(rows, count) if len(rows) == units * count else [None]
+            ):
                 hidden = labels.unify(hidden, part, node)
         if _given(node, 4):
             labels.block_input(node, 4, f"tells {describe(node)} the lengths")

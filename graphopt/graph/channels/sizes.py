@@ -43,7 +43,9 @@ class Shape(Transfer):
         if not (needed & ~values.known).any():
             cut.step(lambda edit: _substitute(node, edit, old))
         elif facts.view.opset < 9:
-            cut.refuse(node, f"{node.op} {out.name!r} tells a size that changes, and opset {facts.view.opset} has no Where")
+            cut.refuse(
+                node, f"{node.op} {out.name!r} tells a size that changes, and opset {facts.view.opset} has no Where"
+            )
         else:
             cut.step(lambda edit: _overwrite(node, edit, changed, old))
 

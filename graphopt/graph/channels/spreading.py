@@ -136,7 +136,8 @@ class ConstantOfShape(Transfer):
         if rank is not None:
             sizes = [facts.dim(node.outputs[0], axis) or 0 for axis in range(rank)]
             labels.set(
-                node.outputs[0], [labels.fresh(n, node, -1) if a in known and n > 1 else None for a, n in enumerate(sizes)]
+                node.outputs[0],
+                [labels.fresh(n, node, -1) if a in known and n > 1 else None for a, n in enumerate(sizes)],
             )
 
     def cut(self, node: gs.Node, cut: Cut) -> None:
@@ -204,13 +205,19 @@ class Resize(Keeping):
         others = {axis: axis for axis in range(rank) if axis not in axes}
         if scales:
             return others | {axis: axis for axis, scale in zip(axes, scales, strict=True) if scale == 1.0}
-        same = (axis for axis in axes if (size := facts.dim(node.inputs[0], axis)) is not None
-                and size == facts.dim(node.outputs[0], axis))
+        same = (
+            axis
+            for axis in axes
+            if (size := facts.dim(node.inputs[0], axis)) is not None and size == facts.dim(node.outputs[0], axis)
+        )
         return others | {axis: axis for axis in same}
 
     def forward(self, node: gs.Node, facts: Facts) -> None:
         """Rounding of the interpolation aside, a uniform channel keeps its value."""
-        if node.attrs.get("extrapolation_value", 0.0) == 0.0 or node.attrs.get("coordinate_transformation_mode") is None:
+        if (
+            node.attrs.get("extrapolation_value", 0.0) == 0.0
+            or node.attrs.get("coordinate_transformation_mode") is None
+        ):
             super().forward(node, facts)
 
     def cut(self, node: gs.Node, cut: Cut) -> None:

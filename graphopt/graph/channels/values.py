@@ -97,7 +97,11 @@ def evaluate_values(node: gs.Node, facts: "Facts") -> Values | None:
 def _open(tensor: gs.Tensor, facts: "Facts") -> Values | None:
     """Return a tensor of known shape of which no element is known."""
     shape = facts.shape(tensor)
-    if shape is None or any(not isinstance(size, int) for size in shape) or math.prod(s for s in shape if isinstance(s, int)) > 64:
+    if (
+        shape is None
+        or any(not isinstance(size, int) for size in shape)
+        or math.prod(s for s in shape if isinstance(s, int)) > 64
+    ):
         return None
     array = np.zeros([size for size in shape if isinstance(size, int)], dtype=np.int64)
     return Values(array, np.zeros(array.shape, dtype=bool))
