@@ -13,7 +13,9 @@ from graphopt.result import Skip
 
 Values = NDArray[Any]
 
+_PLAIN = (int, float, str, list, gs.Tensor)
 _DEEPEST = 32
+_LARGEST = 1 << 28
 
 
 def evaluate(view: GraphView, tensor: gs.Tensor, depth: int = 0) -> Values | None:
@@ -28,6 +30,8 @@ def evaluate(view: GraphView, tensor: gs.Tensor, depth: int = 0) -> Values | Non
     node = view.producer(tensor)
     if known is not None or node is None or depth > _DEEPEST or tensor is not node.outputs[0]:
         return known
+    if any(not isinstance(value, _PLAIN) for value in node.attrs.values()):
+        return None
     if is_op(node, "Shape"):
         return _shape_of(view, node)
     if not is_op(node, *_RULES):
@@ -41,7 +45,8 @@ def evaluate(view: GraphView, tensor: gs.Tensor, depth: int = 0) -> Values | Non
     given = [values for values in inputs if values is not None]
     if len(given) != len(node.inputs):
         return None
-    return _RULES[node.op](node, given)
+    values = _RULES[node.op](node, given)
+    return None if values is None or values.size > _LARGEST else values
 
 
 def require_values(view: GraphView, *tensors: gs.Tensor) -> list[NDArray[np.float64]]:
@@ -121,10 +126,8 @@ def _expand(node: gs.Node, inputs: Sequence[Values]) -> Values | None:
 
 def _constant_of_shape(node: gs.Node, inputs: Sequence[Values]) -> Values | None:
     value = node.attrs.get("value")
-    if value is None:
-        return np.zeros([int(size) for size in inputs[0]], np.float32)
-    fill = value.values if isinstance(value, gs.Constant) else None
-    return None if fill is None else np.full([int(size) for size in inputs[0]], fill.reshape(-1)[0], fill.dtype)
+    fill = np.zeros(1, np.float32) if value is None else value.values if isinstance(value, gs.Constant) else None
+    return None if fill is None else np.broadcast_to(fill.reshape(-1)[0], [int(size) for size in inputs[0]])
 
 
 _RULES: dict[str, Callable[[gs.Node, Sequence[Values]], Values | None]] = {

@@ -875,3 +875,13 @@ def test_before_ir_version_4_initializers_are_inputs_too() -> None:
     stored = {tensor.name for tensor in after.graph.initializer}
     assert {info.name for info in after.graph.input} == {"x", *stored}
     assert not stored & set("gbmv")
+
+
+def test_attributes_that_the_caller_sets_are_left_alone() -> None:
+    text = (
+        "g (float[2,3,4] x) => (float[2,2,4] y) { y = local.block<e = 0.5>(x) } "
+        '<opset_import: ["" : 17], domain: "local"> block <e> (x) => (y) '
+        "{ w = Constant<value = float[2,3,1] {1,2,3,4,5,6}>() c = Conv(x, w) "
+        "g = Constant<value_floats = [1.5, 0.5]>() y = BatchNormalization<epsilon: float = @e>(c, g, g, g, g) }"
+    )
+    assert_skips(FoldBatchNorm(), model(text), "'epsilon' of BatchNormalization 'y' is set by the caller")

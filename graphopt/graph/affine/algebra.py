@@ -14,6 +14,7 @@ from graphopt.result import Skip
 
 Array = NDArray[np.float64]
 
+_PLAIN = (int, float, str, list, gs.Tensor, gs.Graph)
 _EPSILON = float(np.float32(1e-5))
 
 
@@ -122,6 +123,7 @@ def batchnorm(view: GraphView, node: gs.Node) -> Affine:
     Raises:
         Skip: It is in training mode, has per-element statistics, or its parameters are not constant or not usable.
     """
+    require_plain(node)
     require_inference(view, node)
     gamma, beta, mean, var = require_values(view, *list(node.inputs)[1:5])
     if not number(node, "spatial", 1) and gamma.ndim > 1:
@@ -143,6 +145,7 @@ def normalization(view: GraphView, node: gs.Node) -> Affine:
     Raises:
         Skip: Its parameters are not constant, or the rank of its input is unknown.
     """
+    require_plain(node)
     scale, *bias = require_values(view, node.inputs[1], *[tensor for tensor in list(node.inputs)[2:] if tensor.name])
     shift = bias[0] if bias else np.zeros(1)
     if node.op == "InstanceNormalization":
@@ -162,11 +165,19 @@ def require_inference(view: GraphView, node: gs.Node) -> None:
         raise Skip("training mode: is_test is not set")
 
 
+def require_plain(node: gs.Node) -> None:
+    """Raise Skip if an attribute of ``node`` is set by the caller of its function, or empty."""
+    for name, value in node.attrs.items():
+        if not isinstance(value, _PLAIN):
+            cause = "set by the caller of its function" if isinstance(value, gs.Node.AttributeRef) else "empty"
+            raise Skip(f"attribute {name!r} of {node.op} {node.outputs[0].name!r} is {cause}")
+
+
 def number(node: gs.Node, name: str, default: float) -> float:
     """Return a numeric attribute.
 
     Raises:
-        Skip: It is a reference to an attribute of the function that the node is in.
+        Skip: It is no number.
     """
     value = node.attrs.get(name, default)
     if not isinstance(value, (int, float)):

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.affine import outputs
-from graphopt.graph.affine.algebra import Affine, arithmetic, number
+from graphopt.graph.affine.algebra import Affine, arithmetic, number, require_plain
 from graphopt.graph.affine.change import Change, remove
 from graphopt.graph.affine.extent import dimension, rank, require_rank
 from graphopt.graph.affine.layout import through_layout
@@ -27,6 +27,7 @@ def into_producers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[C
         raise Skip(f"{tensor.name!r} is a graph input" if view.is_input(tensor) else f"{tensor.name!r} has no producer")
     if view.edit.graph_of(node) is not view.edit.graph_of(view.readers(tensor)[0]):
         raise Skip(f"{tensor.name!r} is computed in another graph")
+    require_plain(node)
     if is_op(node, *outputs.TAKES) and tensor is node.outputs[0] and not _is_product(view, node):
         return [outputs.TAKES[node.op](view, node, affine)]
     if is_op(node, "Concat"):

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.affine import inputs
-from graphopt.graph.affine.algebra import Affine, Array, arithmetic, number
+from graphopt.graph.affine.algebra import Affine, Array, arithmetic, number, require_plain
 from graphopt.graph.affine.change import Change, remove
 from graphopt.graph.affine.extent import dimension, require_rank
 from graphopt.graph.affine.layout import through_layout
@@ -36,6 +36,7 @@ def into_readers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[Cha
 
 def _into(view: GraphView, node: gs.Node, tensor: gs.Tensor, affine: Affine) -> list[Change]:
     """Carry the map of one input of ``node`` into it or through it."""
+    require_plain(node)
     if is_op(node, "Concat"):
         return into_readers(view, node.outputs[0], _widen(view, node, tensor, affine))
     slots = [slot for slot, source in enumerate(node.inputs) if source is tensor]
