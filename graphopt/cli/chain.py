@@ -40,10 +40,13 @@ def split_passes(command: click.Command, arguments: Sequence[str]) -> tuple[list
                 known = _options(pass_command(kinds[word]))
             continue
         name = word.partition("=")[0]
-        home = chained[-1][1] if chained and (name in known or name not in own_options) else own
+        if name not in known and name not in own_options:
+            label = f"{chained[-1][0]}: " if chained else ""
+            raise click.UsageError(f"{label}no such option: {name}")
+        home = chained[-1][1] if chained and name in known else own
         home.append(word)
-        option = (known if home is not own else own_options).get(name)
-        if option is not None and not option.is_flag and "=" not in word and rest:
+        option = (own_options if home is own else known)[name]
+        if not option.is_flag and "=" not in word and rest:
             home.append(rest.pop(0))
     return own, [_parse(kinds[name], words) for name, words in chained]
 

@@ -188,6 +188,8 @@ class _Drawer:
                 sizes.append(dim)
             elif axis in demands:
                 sizes.append(demands[axis])
+            elif dim is None and axis == 1 and len(info.shape) == 3 and isinstance(info.shape[0], int):
+                sizes.append(plan.batch)  # the state of a recurrent layer: directions, batch, hidden
             else:
                 last = len(info.shape) >= 4 and axis == len(info.shape) - 1
                 sizes.append(self._bind(dim, axis, plan) + (plan.widen if last else 0))
@@ -220,6 +222,8 @@ class _Drawer:
         integral = kind.kind in "iu"
         if role.high is not None:
             return rng.integers(0, 1 if plan.style == "small" else role.high, sizes).astype(kind)
+        if role.choices and integral and int(np.prod(sizes)) == 1:
+            return rng.choice(sorted(role.choices), sizes).astype(kind)
         if role.is_mask:
             return _mask(sizes, rng).astype(kind)
         if role.is_length:

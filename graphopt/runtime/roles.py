@@ -33,6 +33,7 @@ class Role:
         is_mask: Values are 0 or 1.
         is_length: Values are numbers of steps.
         axes: The length that the graph's weights demand of an axis.
+        choices: Values that the graph compares it with: a mode, such as a sampling rate.
     """
 
     high: int | None = None
@@ -40,6 +41,7 @@ class Role:
     is_length: bool = False
     is_shape: bool = False
     axes: dict[int, int] = field(default_factory=dict)
+    choices: set[int] = field(default_factory=set)
 
 
 class Roles:
@@ -147,6 +149,10 @@ class Roles:
             node.op_type == "ReverseSequence" and slot == 1
         ):
             role.is_length = True
+        elif node.op_type == "Equal":
+            other = self._values.get(node.input[1 - slot])
+            if other is not None and other.size == 1 and other.dtype.kind in "iu":
+                role.choices.add(int(other.reshape(())) - shift)
         elif (node.op_type, slot) in _SHAPE_SLOTS:
             role.is_shape = True
         if high is not None and high > 0:

@@ -222,3 +222,18 @@ def test_a_model_that_does_not_load() -> None:
     )
     with pytest.raises(GraphoptError, match="cannot load the model"):
         generate(from_proto(broken))
+
+
+def test_a_mode_is_drawn_from_the_values_that_the_graph_knows() -> None:
+    for feeds in drawn(
+        "g (float[N,3] x, int64 rate) => (float[N,3] y, bool fast)"
+        " { known = Constant<value_int: int = 16000>()  fast = Equal(rate, known)  y = Relu(x) }"
+    ):
+        assert feeds["rate"] == 16000
+
+
+def test_the_state_of_a_recurrent_layer_has_the_batch_in_the_middle() -> None:
+    for feeds in drawn(
+        "g (float[N,3] x, float[2,?,4] h) => (float[N,3] y, float[2,?,4] z) { y = Relu(x)  z = Relu(h) }"
+    ):
+        assert feeds["h"].shape == (2, len(feeds["x"]), 4)
