@@ -73,7 +73,7 @@ class Reconstruct(Pass):
         fit = _Fit(self, trial)
         before = fit.distance()
         result = fit.run()
-        if not result.rewritten or before == 0:
+        if not result.rewritten:
             return result
         if (after := fit.distance()) >= before:
             reason = f"fitting the layers moved the outputs away from the original's ({before:.3g} became {after:.3g})"

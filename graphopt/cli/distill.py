@@ -58,6 +58,7 @@ def _number(name: str, kind: Any, help: str) -> Callable[[_Command], _Command]:
 @click.option(
     "--rotate", type=click.FloatRange(0, 180), default=0.0, show_default=True, help="Degrees to turn images by."
 )
+@click.option("--mix", type=_UNIT, default=0.0, show_default=True, help="The share of images to blend with others.")
 @_number("samples", click.IntRange(min=2), "Samples to use at most.")
 @_number("held_out", click.FloatRange(0, 0.9), "The share of samples to judge by.")
 @_number("patience", click.IntRange(min=1), "Epochs without improvement after which to stop.")
@@ -75,6 +76,7 @@ def distill(
     shift: float,
     crop: float,
     rotate: float,
+    mix: float,
     checkpoint: str | None,
     resume: bool,
     report: str | None,
@@ -89,7 +91,7 @@ def distill(
         raise OptionError("--resume needs --checkpoint FILE")
     if not Path(target).parent.is_dir():
         raise OptionError(f"{target}: the folder {str(Path(target).parent)!r} does not exist")
-    settings = Settings(augmentation=Augmentation(flip, shift, crop, rotate), **values)
+    settings = Settings(augmentation=Augmentation(flip, shift, crop, rotate, mix), **values)
     original, learner = load(teacher), load(student)
     feeds = load_data(data, learner)
     with progress_bar() as progress:

@@ -1,4 +1,4 @@
-"""Label-preserving changes of image batches [N, C, H, W], the same for teacher and student."""
+"""Changes of image batches [N, C, H, W], the same for teacher and student."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +16,20 @@ class Augmentation:
         shift: Move by up to this share of the height and width.
         crop: Cut out and enlarge a window with at least this share of the height and width; 1 for none.
         rotate: Turn by up to this many degrees.
+        mix: The share of images that are blended with another one, in a drawn proportion. That keeps no label, but the
+            teacher answers for any image (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient").
     """
 
     flip: bool = False
     shift: float = 0.0
     crop: float = 1.0
     rotate: float = 0.0
+    mix: float = 0.0
 
     @property
     def active(self) -> bool:
         """Whether anything is changed at all."""
-        return self.flip or bool(self.shift) or self.crop < 1 or bool(self.rotate)
+        return self.flip or bool(self.shift) or self.crop < 1 or bool(self.rotate) or bool(self.mix)
 
     def apply(self, images: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         """Return changed copies; what comes in from outside repeats the border. Bilinear, of the type of ``images``."""
@@ -46,7 +49,20 @@ class Augmentation:
         scale = zoom[:, None, None]
         from_y = scale * (cos * y + sin * x) + dy[:, None, None] + (height - 1) / 2
         from_x = sign[:, None, None] * scale * (cos * x - sin * y) + dx[:, None, None] + (width - 1) / 2
-        return _bilinear(images, from_y, from_x)
+        changed = _bilinear(images, from_y, from_x) if self._moves else images
+        return self._mixed(changed, rng) if self.mix else changed
+
+    @property
+    def _moves(self) -> bool:
+        return self.flip or bool(self.shift) or self.crop < 1 or bool(self.rotate)
+
+    def _mixed(self, images: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Blend images with others of the batch."""
+        share = np.where(rng.random(len(images)) < self.mix, np.asarray(rng.random(len(images))), 0.0)
+        other = images[rng.permutation(len(images))]
+        blend = share.reshape(-1, 1, 1, 1)
+        result: NDArray[Any] = (images * (1 - blend) + other * blend).astype(images.dtype)
+        return result
 
 
 def _bilinear(images: NDArray[Any], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[Any]:

@@ -137,6 +137,8 @@ class _Training:
         samples = collect(data.calibration(), settings.samples)
         if settings.labels and samples.labels is None:
             raise DataError("there are no labels for the cross-entropy")
+        if settings.labels and settings.augmentation.mix:
+            raise OptionError("labels do not hold for mixed images")
         self.train, self.held = split(samples, settings.held_out, settings.seed)
         fixed = fixed_batch(student) or fixed_batch(teacher)
         self.micro = fixed or min(settings.batch, self.train.size)
