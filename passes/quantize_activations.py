@@ -1,7 +1,7 @@
 """Quantize weights and activations with QuantizeLinear and DequantizeLinear, so that runtimes compute on integers."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from graphopt import GraphView, Lossy, Pass, PassResult, Rewritten, Skip, Skipped, option
 from graphopt.graph.dequantize import PER_AXIS_OPSET, PREFERRED_OPSET, Writer, is_dequantized
 from graphopt.graph.qdq import Placement, insert, parameters, place
+from graphopt.graph.view import is_op
 from graphopt.graph.weights import Weight, find_weights, require_weight
 from graphopt.numerics.histogram import Observer
 from graphopt.numerics.quantization import TYPES, Affine, Grouping, Quantized, quantize, with_scales
@@ -172,6 +173,8 @@ class QuantizeActivations(Pass):
         bias = _bias(view, node, quantized.scale.size) if _TARGETS[self.target].bias and axis is not None else None
         if bias is not None and len(weight.uses) == 1:
             quantized = _with_room_for(values, quantized, bias, input_scale)
+        if not is_op(node, "Conv"):  # ONNX Runtime 1.32 has integer kernels only for a zero point that is there
+            quantized = replace(quantized, zero_point=np.zeros(quantized.scale.shape, np.int8))
         if node.inputs[1] is source:
             Writer(view, source, home, values.dtype).write(quantized, "dq")
         if bias is not None:

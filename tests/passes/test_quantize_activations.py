@@ -1,0 +1,239 @@
+"""quantize-activations: placement, the integers written, that ONNX Runtime finds integer kernels, and refusals."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import openvino
+import pytest
+from graphopt.passes.quantize_activations import QuantizeActivations
+from numpy.typing import NDArray
+from onnx.reference import ReferenceEvaluator
+
+from graphopt.graph import GraphView
+from graphopt.model import from_proto, to_proto
+from graphopt.result import PassResult
+from graphopt.runtime.feeds import from_arrays
+from graphopt.runtime.session import Session
+from graphopt.testing import assert_skips, count_ops
+from graphopt.testing import model as parse
+
+
+def draw(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def model(text: str, opset: int = 19, ir_version: int = 9, **weights: NDArray[Any]) -> onnx.ModelProto:
+    return parse(text, opset, ir_version, **weights)
+
+
+def calibrated(
+    proto: onnx.ModelProto, samples: NDArray[Any], vetoes: dict[str, str] | None = None, **options: Any
+) -> tuple[onnx.ModelProto, PassResult]:
+    subject = from_proto(proto)
+    data = from_arrays({"x": samples}, subject)
+    result = QuantizeActivations(**options).apply(GraphView(subject, vetoes=vetoes, calibration=data))
+    after = to_proto(subject)
+    onnx.checker.check_model(after, full_check=True)
+    return after, result
+
+
+def residual_net() -> onnx.ModelProto:
+    text = """g (float[N,3,12,12] x) => (float[N,10] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w1, b1)
+        r = Relu(a)
+        p = MaxPool<kernel_shape=[2,2], strides=[2,2]>(r)
+        c = Conv<pads=[1,1,1,1], group=2>(p, w2, b2)
+        s = Add(c, p)
+        t = Relu(s)
+        m = GlobalAveragePool(t)
+        f = Flatten(m)
+        y = Gemm<transB=1>(f, w3, b3) }"""
+    return model(
+        text,
+        w1=draw(16, 3, 3, 3),
+        b1=draw(16, seed=1),
+        w2=draw(16, 8, 3, 3, seed=2) * 0.2,
+        b2=draw(16, seed=3),
+        w3=draw(10, 16, seed=4),
+        b3=draw(10, seed=5),
+    )
+
+
+def constants(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+
+
+def test_placement_and_values() -> None:
+    before, x = residual_net(), draw(24, 3, 12, 12, seed=9)
+    after, result = calibrated(before, x)
+    assert [done.site for done in result.rewritten] == ["a", "c", "y"]
+    assert result.skipped == ()
+    quantized = {node.input[0] for node in after.graph.node if node.op_type == "QuantizeLinear"}
+    assert quantized == {"x", "r", "p", "c", "t", "m", "f"}
+    seen = Session(before, extra_outputs=["r", "p", "t"]).run({"x": x})
+    stored = constants(after)
+    np.testing.assert_allclose(stored["x_s"], (x.max() - x.min()) / 255, rtol=1e-6)
+    np.testing.assert_allclose(stored["t_s"], seen["t"].max() / 255, rtol=1e-6)
+    assert stored["t_z"] == 0
+    weight = constants(before)["w1"].astype(np.float64)
+    scales = np.float32(np.abs(weight).reshape(16, -1).max(axis=1) / 127)
+    np.testing.assert_array_equal(stored["w1_s"], scales)
+    np.testing.assert_array_equal(stored["w1_q"], np.rint(weight / scales[:, None, None, None].astype(np.float64)))
+    product = scales.astype(np.float64) * float(stored["x_s"])
+    np.testing.assert_allclose(stored["b1_s"], product, rtol=1e-6)
+    np.testing.assert_array_equal(stored["b1_q"], np.rint(constants(before)["b1"] / stored["b1_s"].astype(np.float64)))
+    assert stored["b1_q"].dtype == np.int32
+
+
+def shared_scales(proto: onnx.ModelProto) -> dict[str, str]:
+    return {node.input[0]: node.input[1] for node in proto.graph.node if node.op_type == "QuantizeLinear"}
+
+
+def test_one_scale_through_what_moves_values() -> None:
+    after, _ = calibrated(residual_net(), draw(8, 3, 12, 12))
+    scales = shared_scales(after)
+    assert scales["r"] == scales["p"]
+    assert scales["m"] == scales["f"]
+    assert scales["c"] != scales["p"]
+
+
+@pytest.mark.parametrize("target", ["cpu", "openvino", "tensorrt", "generic"])
+def test_runs_alike_everywhere_and_close_to_the_original(target: str) -> None:
+    before, x = residual_net(), draw(8, 3, 12, 12, seed=9)
+    after, _ = calibrated(before, x, target=target)
+    expected = Session(before).run({"x": x})["y"]
+    core = openvino.Core()
+    core.set_property("CPU", {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1})
+    outputs = {
+        "ort": Session(after).run({"x": x})["y"],
+        "optimized": Session(after, optimize=True).run({"x": x})["y"],
+        "reference": ReferenceEvaluator(after).run(None, {"x": x})[0],
+        "openvino": core.compile_model(core.read_model(after.SerializeToString()), "CPU")({"x": x})[0],
+    }
+    for name, y in outputs.items():
+        sqnr = 10 * np.log10(np.square(expected).sum() / np.square(y - expected).sum())
+        assert sqnr > 25, f"{name}: {sqnr:.1f} dB"
+    assert {node.domain for node in after.graph.node} == {""}
+    types = {
+        value.dtype for name, value in constants(after).items() if name.endswith("_z") and not name.startswith("w")
+    }
+    assert types == {np.dtype({"cpu": np.uint8, "openvino": np.uint8}.get(target, np.int8))}
+
+
+def test_onnx_runtime_computes_on_integers(tmp_path: Path) -> None:
+    after, _ = calibrated(residual_net(), draw(8, 3, 12, 12))
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(after.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node)
+    assert kinds["QLinearConv"] == 2
+    assert kinds["QGemm"] == 1
+    assert kinds["QLinearAdd"] == 1
+    assert not {"Conv", "Gemm", "Add", "Relu"} & set(kinds)
+
+
+def test_a_weight_behind_a_transpose_is_stored_as_the_layer_wants_it() -> None:
+    text = "g (float[N,16] x) => (float[N,24] y) { t = Transpose<perm=[1,0]>(w) y = MatMul(x, t) }"
+    weight = draw(24, 16)
+    after, _ = calibrated(model(text, w=weight), draw(8, 16, seed=1))
+    assert count_ops(after) == {"QuantizeLinear": 1, "DequantizeLinear": 2, "MatMul": 1}
+    levels = next(value for value in constants(after).values() if value.shape == (16, 24))
+    scale = np.float32(np.abs(weight.astype(np.float64)).max(axis=1) / 127)
+    np.testing.assert_array_equal(levels, np.rint(weight.astype(np.float64) / scale[:, None].astype(np.float64)).T)
+
+
+def test_bias_that_overflows_int32_widens_its_scale() -> None:
+    weight, bias = draw(4, 8), np.array([0.0, 1e7, -3.0, 1.0], np.float32)
+    weight[0] = 0.0
+    weight[1] = 1e-9
+    text = "g (float[N,8] x) => (float[N,4] y) { y = Gemm<transB=1>(x, w, b) }"
+    before, x = model(text, w=weight, b=bias), draw(8, 8, seed=1)
+    after, _ = calibrated(before, x)
+    expected, got = Session(before).run({"x": x})["y"], Session(after).run({"x": x})["y"]
+    np.testing.assert_allclose(got, expected, rtol=1e-3, atol=0.2)
+
+
+def test_a_second_run_rewrites_nothing() -> None:
+    after, _ = calibrated(residual_net(), draw(8, 3, 12, 12))
+    again, second = calibrated(after, draw(8, 3, 12, 12))
+    assert second.rewritten == ()
+    assert {skipped.reason for skipped in second.skipped} == {f"'w{i}' is quantized already" for i in (1, 2, 3)}
+    assert again.SerializeToString() == after.SerializeToString()
+
+
+def test_generated_inputs_are_not_to_be_trusted() -> None:
+    subject = from_proto(residual_net())
+    result = QuantizeActivations().apply(GraphView(subject))
+    assert result.rewritten
+    assert all("do not trust its accuracy" in done.detail for done in result.rewritten)
+
+
+def test_a_vetoed_layer_stays_float() -> None:
+    after, result = calibrated(residual_net(), draw(8, 3, 12, 12), vetoes={"c": "it breaks the model"})
+    assert [done.site for done in result.rewritten] == ["a", "y"]
+    assert [(skipped.site, skipped.reason) for skipped in result.skipped] == [("c", "it breaks the model")]
+    assert "w2" in constants(after)
+
+
+def test_outputs_in_the_middle_stay_float() -> None:
+    text = """g (float[N,3,8,8] x) => (float[N,4,8,8] r, float[N,4,6,6] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w1)
+        r = Relu(a)
+        y = Conv(r, w2) }"""
+    before, x = model(text, w1=draw(4, 3, 3, 3), w2=draw(4, 4, 3, 3)), draw(8, 3, 8, 8)
+    after, _ = calibrated(before, x)
+    assert [output.name for output in after.graph.output] == ["r", "y"]
+    for name, values in Session(after).run({"x": x}).items():
+        expected = Session(before).run({"x": x})[name]
+        assert np.abs(values - expected).max() < 0.05 * np.abs(expected).max()
+
+
+DENSE = "g (float[N,16] x) => (float[N,16] y) { y = MatMul(x, w) }"
+POISONED = np.where(np.arange(256).reshape(16, 16) == 7, np.nan, draw(16, 16)).astype(np.float32)
+REFUSALS = {
+    "nan": (model(DENSE, w=POISONED), "'w' holds NaN or Inf"),
+    "opset 12": (model(DENSE, 12, 7, w=draw(16, 16)), "opset 12 has no scales per channel"),
+    "half": (
+        model(DENSE.replace("float[", "float16["), w=draw(16, 16).astype(np.float16)),
+        "'w' is float16, integer kernels want float32",
+    ),
+    "also added": (
+        model("g (float[16,16] x) => (float[16,16] y) { z = MatMul(x, w) y = Add(z, w) }", w=draw(16, 16)),
+        "'w' is also read by Add 'y'",
+    ),
+    "shared with a Gather": (
+        model(
+            "g (float[N,16] x, int64[2] i) => (float[N,16] y, float[2,16] e) { y = MatMul(x, w) e = Gather(w, i) }",
+            w=draw(16, 16),
+        ),
+        "'w' is used by Gather, which has no integer kernel on cpu",
+    ),
+    "behind a slice": (
+        model(
+            "g (float[N,16] x) => (float[N,8] y) { s = Constant<value_ints=[8]>() e = Constant<value_ints=[16]>() "
+            "a = Constant<value_ints=[1]>() p = Slice(w, s, e, a) y = MatMul(x, p) }",
+            w=draw(16, 16),
+        ),
+        "'w' lies behind Slice, fold constants first",
+    ),
+    "in a branch": (
+        model(
+            """g (float[2,16] x, bool c) => (float[2,16] y) {
+            y = If(c) <then_branch = t () => (float[2,16] a) { a = MatMul(x, w) },
+                       else_branch = e () => (float[2,16] b) { b = Relu(x) }> }""",
+            w=draw(16, 16),
+        ),
+        "main graph only",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_refuses(case: str) -> None:
+    proto, reason = REFUSALS[case]
+    assert_skips(QuantizeActivations(), proto, reason)
