@@ -268,17 +268,24 @@ class Edit:
 
     def _remove_unread(self) -> None:
         """Flag nodes too whose outputs this run's edits have left without a reader; those with subgraphs stay."""
-        waiting = [*self._unread, *(tensor for node in self._removed.values() for tensor in node.inputs)]
+        ends = [*self._unread, *(tensor for node in self._removed.values() for tensor in node.inputs)]
+        waiting = list({id(tensor): tensor for tensor in ends}.values())
         self._unread = []
+        readers: dict[int, int] = {}
+
+        def is_read(tensor: gs.Tensor) -> bool:
+            if id(tensor) not in readers:
+                readers[id(tensor)] = sum(not self.is_removed(reader) for reader in tensor.outputs)
+            return self.is_output(tensor) or readers[id(tensor)] > 0
+
         while waiting:
             for node in waiting.pop().inputs:
-                if not self.is_removed(node) and not bodies(node) and not any(map(self._is_read, node.outputs)):
+                if not self.is_removed(node) and not bodies(node) and not any(map(is_read, node.outputs)):
                     self.remove([node])
                     waiting += node.inputs
-
-    def _is_read(self, tensor: gs.Tensor) -> bool:
-        """Whether a node that stays reads ``tensor``, or a graph gives it out."""
-        return self.is_output(tensor) or not all(self.is_removed(reader) for reader in tensor.outputs)
+                    for tensor in node.inputs:
+                        if id(tensor) in readers:
+                            readers[id(tensor)] -= 1
 
     def _equal_copy(self, old: gs.Tensor | None, node: gs.Node, array: NDArray[Any]) -> gs.Constant | None:
         """Return what another reader of ``old`` in the same graph got in its place, if it holds just ``array``."""

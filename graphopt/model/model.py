@@ -76,21 +76,25 @@ class Model:
         """
         owner = {id(constant): graph for graph in self.graphs() for constant in graph.initializers}
         chains: dict[int, list[gs.Graph]] = {}
-        adopted: dict[int, tuple[gs.Constant, list[gs.Graph]]] = {}
+        homeless: dict[int, gs.Constant] = {}
         for graph in self.graphs():
             chain = chains.setdefault(id(graph), [graph])
             chains |= {id(inner): [*chain, inner] for inner in subgraphs(graph)}
-            above = {id(outer) for outer in chain}
-            for tensor in itertools.chain(graph.outputs, *(node.inputs for node in graph.nodes)):
-                if isinstance(tensor, gs.Constant) and id(owner.get(id(tensor))) not in above:
-                    _, common = adopted.get(id(tensor), (tensor, chain))
-                    adopted[id(tensor)] = tensor, [a for a, b in zip(common, chain, strict=False) if a is b]
-        for constant, visible in adopted.values():
-            home = owner.get(id(constant))
-            if home is not None:
-                home.initializers[:] = [other for other in home.initializers if other is not constant]
-            top = self.header.ir_version < 4 or not visible
-            (self.graph if top else visible[-1]).initializers.append(constant)
+            visible = {id(outer) for outer in chain}
+            homeless |= {id(t): t for t in _constants_read(graph) if id(owner.get(id(t))) not in visible}
+        if not homeless:
+            return
+        common: dict[int, list[gs.Graph]] = {}
+        for graph in self.graphs():
+            chain = chains[id(graph)]
+            for key in {id(tensor) for tensor in _constants_read(graph)} & homeless.keys():
+                common[key] = [a for a, b in zip(common.get(key, chain), chain, strict=False) if a is b]
+        moved = [owner[key] for key in homeless if key in owner]
+        for home in {id(graph): graph for graph in moved}.values():
+            home.initializers[:] = [constant for constant in home.initializers if id(constant) not in homeless]
+        for key, constant in homeless.items():
+            top = self.header.ir_version < 4 or not common[key]
+            (self.graph if top else common[key][-1]).initializers.append(constant)
 
     def drop_unused_constants(self) -> None:
         """Forget initializers that a pass has left without readers; those that were unused in the file stay.
@@ -114,6 +118,13 @@ class Model:
         from graphopt.model.copy import copy_model
 
         return copy_model(self)
+
+
+def _constants_read(graph: gs.Graph) -> Iterator[gs.Constant]:
+    """Yield what a graph's own nodes read, or it gives out, of constants."""
+    for tensor in itertools.chain(graph.outputs, *(node.inputs for node in graph.nodes)):
+        if isinstance(tensor, gs.Constant):
+            yield tensor
 
 
 def subgraphs(graph: gs.Graph) -> list[gs.Graph]:
