@@ -1,6 +1,6 @@
 """Quantize weights and activations with QuantizeLinear and DequantizeLinear, so that runtimes compute on integers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from graphopt.numerics.histogram import Observer
 from graphopt.numerics.quantization import TYPES, Affine, Grouping, Quantized, quantize, with_scales
 from graphopt.runtime.capture import watch
 from graphopt.runtime.feeds import Data, generate
+from graphopt.runtime.sensitivity import bearable, rank, worst_sqnr
+from graphopt.runtime.session import Session
 
 _Parameters = tuple[NDArray[Any], NDArray[Any]]
 _EIGHT_BITS = Affine(TYPES["int8"])
@@ -39,6 +41,7 @@ _TARGETS = {
     "generic": _Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), Affine(TYPES["int8"], symmetric=False)),
 }
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+_RANKING_SAMPLES = 64
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,9 @@ class QuantizeActivations(Pass):
     )
     percentile: float = option(99.99, "Share of values that --range percentile covers.", minimum=50, maximum=100)
     samples: int = option(512, "Calibrate on at most this many samples.", minimum=1)
+    min_sqnr: float | None = option(
+        None, "Keep the most sensitive layers float until every output has this SQNR (dB).", minimum=0
+    )
 
     def required_opset(self, view: GraphView) -> int:
         """Ask for the DequantizeLinear that every runtime has."""
@@ -93,12 +99,17 @@ class QuantizeActivations(Pass):
             layers = []
         rewritten: dict[str, str] = {}
         if layers:
-            data = view.calibration
-            ranges, placement = self._calibrate(view, layers, data if data is not None else generate(view.model))
-            warning = "" if data is not None and not data.generated else "; generated inputs: do not trust its accuracy"
-            for layer in layers:
-                rewritten[view.site(layer.node)] = self._quantize_layer(view, layer, ranges) + warning
-            self._insert(view, placement, ranges)
+            data = view.calibration if view.calibration is not None else generate(view.model)
+            placement = place(view, [layer.node for layer in layers])
+            observers = {str(t.name): Observer(self.range == "minmax") for t in placement.tensors.values()}
+            watch(view.model, observers, data, self.samples)
+            notes = self._rank(view, layers, observers, data)
+            skipped |= {site: note for site, (chosen, note) in notes.items() if not chosen}
+            layers = [layer for layer in layers if view.site(layer.node) not in skipped]
+            rewritten = self._apply(view, layers, observers)
+            warning = "; generated inputs: do not trust its accuracy" if data.generated else ""
+            for site in rewritten:
+                rewritten[site] += (f"; {notes[site][1]}" if site in notes else "") + warning
         return PassResult(
             tuple(Rewritten(site, detail) for site, detail in rewritten.items()),
             tuple(Skipped(site, reason) for site, reason in skipped.items()),
@@ -143,22 +154,57 @@ class QuantizeActivations(Pass):
                 raise Skip(f"{use.layer.inputs[0].name!r} is constant, fold constants first")
         return values
 
-    def _calibrate(
-        self, view: GraphView, layers: list[_Layer], data: Data
-    ) -> tuple[Mapping[int, _Parameters], Placement]:
-        """Return scale and zero point of each tensor to quantize, by its id."""
+    def _rank(
+        self, view: GraphView, layers: list[_Layer], observers: Mapping[str, Observer], data: Data
+    ) -> dict[str, tuple[bool, str]]:
+        """Return for each layer whether to quantize it and how sensitive it is; nothing if the model bears them all."""
+        if self.min_sqnr is None:
+            return {}
+        feeds = list(data.batches(_RANKING_SAMPLES))
+        session = Session(view.model)
+        expected = [session.run(each) for each in feeds]
+
+        def measure(sites: Sequence[str]) -> float:
+            trial = GraphView(view.model.copy(), view.vetoes)
+            chosen = [layer for layer in self._layers(trial)[0] if trial.site(layer.node) in sites]
+            self._apply(trial, chosen, observers)
+            trial.edit.settle()
+            return worst_sqnr(trial.model, feeds, expected)
+
+        every = [view.site(layer.node) for layer in layers]
+        if measure(every) >= self.min_sqnr:
+            return {}
+        ranking = rank(every, measure)
+        kept = set(bearable(ranking, measure, self.min_sqnr))
+        place_of = {site: place + 1 for place, site in enumerate(ranking)}
+        return {
+            site: (
+                site in kept,
+                f"sensitivity {place_of[site]} of {len(every)}: quantized alone it leaves {alone:.1f} dB"
+                + ("" if site in kept else f", kept float to reach {self.min_sqnr:g} dB"),
+            )
+            for site, alone in ranking.items()
+        }
+
+    def _apply(self, view: GraphView, layers: list[_Layer], observers: Mapping[str, Observer]) -> dict[str, str]:
+        """Quantize these layers and what lies between them; return the details by site."""
         placement = place(view, [layer.node for layer in layers])
-        watchers = {str(t.name): Observer(self.range == "minmax") for t in placement.tensors.values()}
-        watch(view.model, watchers, data, self.samples)
+        ranges = self._ranges(placement, observers)
+        details = {view.site(layer.node): self._quantize_layer(view, layer, ranges) for layer in layers}
+        self._insert(view, placement, ranges)
+        return details
+
+    def _ranges(self, placement: Placement, observers: Mapping[str, Observer]) -> dict[int, _Parameters]:
+        """Return scale and zero point of each tensor to quantize, by its id."""
         affine = _TARGETS[self.target].activations
         levels = affine.kind.high - affine.bottom + 1
         ranges: dict[int, _Parameters] = {}
         for group in placement.groups():
-            seen = [watchers[str(t.name)] for t in group if watchers[str(t.name)].seen]
+            seen = [observers[str(t.name)] for t in group if observers[str(t.name)].seen]
             bounds = [observer.bounds(self.range, self.percentile, levels) for observer in seen] or [(0.0, 0.0)]
             found = parameters(affine, min(low for low, _ in bounds), max(high for _, high in bounds))
             ranges |= {id(tensor): found for tensor in group}
-        return ranges, placement
+        return ranges
 
     def _quantize_layer(self, view: GraphView, layer: _Layer, ranges: Mapping[int, _Parameters]) -> str:
         """Quantize weight and bias of one layer; a weight that layers share is written once."""

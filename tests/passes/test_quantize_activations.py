@@ -1,5 +1,6 @@
 """quantize-activations: placement, the integers written, that ONNX Runtime finds integer kernels, and refusals."""
 
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -237,3 +238,15 @@ REFUSALS = {
 def test_refuses(case: str) -> None:
     proto, reason = REFUSALS[case]
     assert_skips(QuantizeActivations(), proto, reason)
+
+
+def test_the_most_sensitive_layers_stay_float() -> None:
+    before, x = residual_net(), draw(16, 3, 12, 12, seed=9)
+    loose, _ = calibrated(before, x, min_sqnr=5.0)
+    assert loose.SerializeToString() == calibrated(before, x)[0].SerializeToString()
+    expected = Session(before).run({"x": x})["y"]
+    after, result = calibrated(before, x, min_sqnr=50.0)
+    assert result.skipped
+    assert re.search(r"sensitivity 1 of 3: quantized alone it leaves [\d.]+ dB, kept float to reach 50 dB", str(result))
+    got = Session(after).run({"x": x})["y"]
+    assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) >= 50.0
