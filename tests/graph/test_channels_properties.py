@@ -98,7 +98,8 @@ class Builder:
     def grouped(self) -> None:
         source, ins = self.pick()
         if ins % 2:
-            return self.conv1()
+            self.conv1()
+            return
         outs = 2 * self.draw(st.integers(1, 3))
         self.op("Conv", [source, self.constant(self.planted(outs, ins // 2, 1, 1))], outs, group=2)
 
@@ -154,13 +155,13 @@ class Builder:
     def split(self) -> None:
         source, channels = self.pick()
         if channels < 2:
-            return self.conv()
+            self.conv()
+            return
         first = self.draw(st.integers(1, channels - 1))
         sizes = self.constant(np.array([first, channels - first]))
         names = [f"t{len(self.nodes)}a", f"t{len(self.nodes)}b"]
         self.nodes.append(helper.make_node("Split", [source, sizes], names, axis=1))
         self.tensors += [(names[0], first), (names[1], channels - first)]
-        return None
 
     def pool(self) -> None:
         source, channels = self.pick()
@@ -173,11 +174,11 @@ class Builder:
     def shuffle(self) -> None:
         source, channels = self.pick()
         if channels % 2:
-            return self.conv()
+            self.conv()
+            return
         wide = self.op("Reshape", [source, self.constant(np.array([0, 2, channels // 2, 6, 6]))])
         swapped = self.op("Transpose", [wide], perm=[0, 2, 1, 3, 4])
         self.op("Reshape", [swapped, self.constant(np.array([0, channels, 6, 6]))], channels)
-        return None
 
     def excite(self) -> None:
         source, channels = self.pick()
@@ -213,11 +214,11 @@ class Builder:
     def depth(self) -> None:
         source, channels = self.pick()
         if channels % 4:
-            return self.conv()
+            self.conv()
+            return
         mode = self.draw(st.sampled_from(["DCR", "CRD"]))
         shallow = self.op("DepthToSpace", [source], blocksize=2, mode=mode)
         self.op("SpaceToDepth", [shallow], channels, blocksize=2)
-        return None
 
     def finish(self) -> onnx.ModelProto:
         """End in classifiers over the last tensors, flattened or averaged or recurrent."""

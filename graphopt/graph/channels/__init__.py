@@ -17,7 +17,7 @@ How a pass uses it::
     channels = Channels.analyze(view)
     for group in channel_groups(channels):      # coupled channels, in a fixed order
         group.site                              # the layer that first feeds it, e.g. "/layer1/Conv_output_0"
-        group.blocked                           # why it can never be cut ("'logits' is an output of the model"), or None
+        group.blocked                           # why it can never be cut ("'y' is an output of the model"), or None
         group.removable                         # prune-channels would remove it as it is
         for part in group.makers():             # the weights that feed or scale it: noughts there make it removable
             part.node, part.slot, part.axis, part.indices, part.role
@@ -32,9 +32,11 @@ Weights are seen per use (node and input slot): a weight that two layers share i
 """
 
 from graphopt.graph.channels import (
+    blocks,
     contraction,
     convolution,
     elementwise,
+    gathering,
     joining,
     normalization,
     pooling,
@@ -52,9 +54,11 @@ from graphopt.graph.channels.labels import Labels, Use
 from graphopt.graph.channels.table import TABLE, Transfer, register, transfer_of
 
 OPERATORS = (
+    blocks,
     contraction,
     convolution,
     elementwise,
+    gathering,
     joining,
     normalization,
     pooling,

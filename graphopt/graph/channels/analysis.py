@@ -13,7 +13,6 @@ from graphopt.graph.channels.labels import Label, Labels, components, describe
 from graphopt.graph.channels.table import transfer_of
 from graphopt.graph.view import GraphView
 
-
 _SHAPED = ("Expand", "Reshape", "Slice", "CastLike", "Tile")
 
 
@@ -91,7 +90,7 @@ class Channels:
         """The site of each family: the first layer that feeds it."""
         found: dict[int, str] = {}
         ranked: dict[int, int] = {}
-        for start, (node, slot) in zip(self.labels.starts, self.labels.owners, strict=True):
+        for start, (node, _) in zip(self.labels.starts, self.labels.owners, strict=True):
             family = int(self.family[start])
             use, axis = self.labels.born.get(start, (None, 0))
             rank = 0 if self.labels.is_layer(start) else 1 if use is not None and use.roles[axis] == "feeds" else 2
@@ -163,26 +162,30 @@ class Channels:
                 known = self.facts.uniform(tensor, axis)
                 constant = np.zeros(len(label), dtype=bool) if known is None else ~np.isnan(known)
                 needed = self.facts.needed(tensor, axis)
-                group = self.root[label]
-                idle[group[constant | ~needed]] = True
-                fresh = group[needed & ~constant]
+                roots = self.root[label]
+                idle[roots[constant | ~needed]] = True
+                fresh = roots[needed & ~constant]
                 witness[fresh[witness[fresh] < 0]] = index
-                reader[group[needed & constant]] = index
+                reader[roots[needed & constant]] = index
         idle &= self.present & ~gone & (np.arange(len(self.root)) == self.root)
         counts: dict[tuple[str, str], int] = {}
-        for group in np.flatnonzero(idle).tolist():
+        for group in [int(index) for index in np.flatnonzero(idle)]:
             site = self.sites[int(self.family[group])]
-            reason = vetoes.get(site) or self.blocked.get(group) or self._why(tensors, witness[group], reader[group])
+            reason = (
+                vetoes.get(site)
+                or self.blocked.get(group)
+                or self._why(tensors, int(witness[group]), int(reader[group]))
+            )
             counts[site, reason] = counts.get((site, reason), 0) + 1
         return [(site, f"{count} idle channels stay: {reason}") for (site, reason), count in counts.items()]
 
     def _fillers(self) -> set[int]:
-        """Return the tensors that no input of the model has a say in, such as starting states: not idle, just simple."""
+        """Return the tensors that no input of the model has a say in, such as starting states."""
         found: set[int] = set()
         for node in self.facts.program:
             if node.op == "ConstantOfShape" or (
                 node.inputs
-                and all(id(t) in found or self.facts.is_computed(t) for t in node.inputs[:1] if t.name)
+                and all(id(t) in found or self.facts.is_computed(t) for t in node.inputs[:1])
                 and all(
                     id(t) in found or self.facts.is_computed(t) or node.op in _SHAPED for t in node.inputs[1:] if t.name
                 )

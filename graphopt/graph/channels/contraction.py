@@ -23,7 +23,7 @@ def sums(arranged: NDArray[np.generic] | None) -> NDArray[np.float64] | None:
     """Sum a weight [group, out, in, ...] over its window, in float64."""
     if arranged is None:
         return None
-    return arranged.sum(axis=tuple(range(3, arranged.ndim)), dtype=np.float64)
+    return np.asarray(arranged.sum(axis=tuple(range(3, arranged.ndim)), dtype=np.float64))
 
 
 def fold_bias(node: gs.Node, cut: Cut, delta: Vector, outs: int) -> None:
@@ -37,7 +37,7 @@ def fold_bias(node: gs.Node, cut: Cut, delta: Vector, outs: int) -> None:
 
 
 def add_bias(node: gs.Node, cut: Cut, delta: Vector) -> None:
-    """Add ``delta`` to the last axis of a MatMul's output: into the constant that is added next, or in an Add of its own."""
+    """Add ``delta`` to a MatMul's output: into the constant that is added next, or else in an Add of its own."""
     out, facts = node.outputs[0], cut.facts
     readers = facts.view.readers(out)
     if len(readers) == 1 and readers[0].op == "Add" and not facts.view.is_output(out):
@@ -155,17 +155,7 @@ class MatrixProduct(Transfer):
                     masks[inner] = needed
             facts.need(node.inputs[side], masks)
         for tensor in node.inputs[2:]:
-            own = facts.rank(tensor)
-            facts.need(
-                tensor,
-                {
-                    axis - rank + (own or 0): needed
-                    for axis, needed in partial.items()
-                    if own is not None
-                    and axis - rank + own >= 0
-                    and facts.dim(tensor, axis - rank + own) == len(needed)
-                },
-            )
+            facts.need(tensor, facts.broadcast_needs(tensor, out))
 
     def _contracted(self, node: gs.Node, facts: Facts, product: Product) -> Mask | None:
         """Return which contracted indices matter; None if their number is unknown."""

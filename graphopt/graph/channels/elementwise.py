@@ -4,7 +4,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.channels.evaluate import evaluate
-from graphopt.graph.channels.facts import Facts, Mask, Vector
+from graphopt.graph.channels.facts import Facts, Vector
 from graphopt.graph.channels.labels import Label, Labels
 from graphopt.graph.channels.table import Transfer, register
 
@@ -73,19 +73,9 @@ class Elementwise(Transfer):
 
     def backward(self, node: gs.Node, facts: Facts) -> None:
         """An element is needed where the output's is."""
-        out = node.outputs[0]
-        if not facts.is_needed(out):
-            return
-        rank = facts.rank(out)
-        for tensor in node.inputs[:1] if node.op == "CastLike" else node.inputs:
-            own = facts.rank(tensor)
-            masks: dict[int, Mask] = {}
-            if rank is not None and own is not None:
-                for axis, mask in facts.needed_axes(out).items():
-                    inner = axis - rank + own
-                    if inner >= 0 and facts.dim(tensor, inner) == len(mask):
-                        masks[inner] = mask
-            facts.need(tensor, masks)
+        if facts.is_needed(node.outputs[0]):
+            for tensor in node.inputs[:1] if node.op == "CastLike" else node.inputs:
+                facts.need(tensor, facts.broadcast_needs(tensor, node.outputs[0]))
 
     def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
         """Axes of the same size, counted from the end, are cut together."""

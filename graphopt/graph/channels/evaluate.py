@@ -1,6 +1,7 @@
 """Evaluates an operator itself on known channel values, so that f(0) is right for every f."""
 
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import onnx
@@ -45,7 +46,7 @@ def evaluate(node: gs.Node, inputs: list[Vector | float | None], opset: int) -> 
 
 @lru_cache(maxsize=4096)
 def _run(
-    op: str, opset: int, settings: tuple[tuple[str, object], ...], scalars: tuple[object, ...], data: bytes
+    op: str, opset: int, settings: tuple[tuple[str, object], ...], scalars: tuple[Any, ...], data: bytes
 ) -> NDArray[np.float64] | None:
     """Run one operator in ONNX's reference implementation; None if it refuses."""
     vectors = np.frombuffer(data, dtype=np.float32).reshape(sum(s == "vector" for s in scalars), -1)
@@ -54,7 +55,9 @@ def _run(
         names.append("" if scalar is None else f"x{index}")
         if scalar is not None:
             feeds[names[-1]] = next(rows) if scalar == "vector" else np.float32(scalar)
-    settings_map = {name: list(value) if isinstance(value, tuple) else value for name, value in settings}
+    settings_map: dict[str, Any] = {
+        name: list(value) if isinstance(value, tuple) else value for name, value in settings
+    }
     node = onnx.helper.make_node(op, names, ["y"], **settings_map)
     infos = [onnx.helper.make_tensor_value_info(n, 1, list(np.shape(v))) for n, v in feeds.items()]
     result = onnx.helper.make_tensor_value_info("y", 1, [vectors.shape[1]])

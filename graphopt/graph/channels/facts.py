@@ -102,7 +102,7 @@ class Facts:
 
     def values(self, tensor: gs.Tensor) -> Values | None:
         """Return what is known of the elements of a small tensor, of integers above all."""
-        if id(tensor) not in self._values and tensor.name and self.is_constant(tensor):
+        if id(tensor) not in self._values and tensor.name and self.is_constant(tensor):  # noqa: SIM102
             if (shape := self.shape(tensor)) is not None and np.prod([d for d in shape if isinstance(d, int)]) <= SMALL:
                 array = self.array(tensor)
                 if array is not None and (array.dtype.kind in "iub" or (array.dtype.kind == "f" and array.size <= 64)):
@@ -199,6 +199,14 @@ class Facts:
     def needed_axes(self, tensor: gs.Tensor) -> dict[int, Mask]:
         """Return the axes of a needed tensor along which some channel is not needed."""
         return self._needed.get(id(tensor), {})
+
+    def broadcast_needs(self, tensor: gs.Tensor, out: gs.Tensor) -> dict[int, Mask]:
+        """Return what is needed of an operand that is broadcast into ``out``, axes counted from the end."""
+        rank, own = self.rank(out), self.rank(tensor)
+        if rank is None or own is None:
+            return {}
+        pairs = ((axis - rank + own, mask) for axis, mask in self.needed_axes(out).items())
+        return {axis: mask for axis, mask in pairs if axis >= 0 and self.dim(tensor, axis) == len(mask)}
 
     def needed(self, tensor: gs.Tensor, axis: int) -> Mask:
         """Return which indices along an axis of known size are needed."""

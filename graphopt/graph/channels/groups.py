@@ -69,8 +69,8 @@ def channel_groups(channels: Channels) -> list[ChannelGroup]:
     weights: dict[int, list[WeightSlice]] = {}
     tensors: dict[int, list[TensorSlice]] = {}
     for use in channels.labels.uses.values():
-        for axis, label in use.axes.items():
-            for group, indices in _parts(channels.root[label]):
+        for axis, own in use.axes.items():
+            for group, indices in _parts(channels.root[own]):
                 weights.setdefault(group, []).append(WeightSlice(use.node, use.slot, axis, indices, use.roles[axis]))
     for key, axes in channels.labels.variables.items():
         for axis, label in enumerate(axes):
@@ -111,5 +111,4 @@ def _parts(roots: Label) -> Iterator[tuple[int, Indices]]:
     """Yield each group with the positions at which it stands in a row of labels."""
     order = np.argsort(roots, kind="stable")
     values, starts = np.unique(roots[order], return_index=True)
-    for group, indices in zip(values.tolist(), np.split(order, starts[1:]), strict=True):
-        yield group, indices
+    yield from zip(values.tolist(), np.split(order, starts[1:]), strict=True)

@@ -1,7 +1,7 @@
 """Shape inference of one node, from what the walk knows so far."""
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from graphopt.graph.channels.facts import Facts
 
 
-def attributes(node: gs.Node) -> dict[str, object] | None:
+def attributes(node: gs.Node) -> dict[str, Any] | None:
     """Return a node's attributes as plain values, tensors as protos; None if one of them is neither."""
-    plain: dict[str, object] = {}
+    plain: dict[str, Any] = {}
     for name, value in node.attrs.items():
         if isinstance(value, gs.Constant):
             array = value.values

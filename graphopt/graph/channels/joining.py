@@ -243,125 +243,42 @@ Plan = dict[int, tuple[int | None, int | None, int]]
 
 
 def _slices(node: gs.Node, facts: Facts) -> Plan | None:
-    """Return (start, end, step) for each sliced axis, None for a bound that is computed; None if the axes are not known."""
+    """Return (start, end, step) for each sliced axis; None for a bound that is computed, or if the axes are unknown."""
     rank = facts.rank(node.inputs[0])
     if rank is None:
         return None
+    starts: list[int | None]
+    axes: list[int | None] | None
+    steps: list[int | None] | None
     if len(node.inputs) < 3:
         starts, ends = list(node.attrs.get("starts", ())), list(node.attrs.get("ends", ()))
         axes, steps = list(node.attrs.get("axes", range(len(starts)))), [1] * len(starts)
     else:
-        given = [tensor if tensor.name else None for tensor in [*node.inputs[1:5], gs.Variable.empty()]][:4]
-        bounds = [None if tensor is None else _elements(tensor, facts) for tensor in (*given, None, None)[:4]]
-        if bounds[0] is None or bounds[1] is None:
+        columns = [_elements(node, slot, facts) for slot in range(1, 5)]
+        if columns[0] is None or columns[1] is None:
             return None
-        starts, ends = bounds[0], bounds[1]
-        axes = list(range(len(starts))) if len(node.inputs) < 4 or not node.inputs[3].name else bounds[2]
-        steps = [1] * len(starts) if len(node.inputs) < 5 or not node.inputs[4].name else bounds[3]
+        starts, ends = columns[0], columns[1]
+        axes = columns[2] if _given(node, 3) else list(range(len(starts)))
+        steps = columns[3] if _given(node, 4) else [1] * len(starts)
     if axes is None or steps is None or None in axes or None in steps or len(starts) != len(axes):
         return None
     rows = zip(axes, starts, ends, steps, strict=True)
-    return {int(axis) % rank: (start, end, int(step)) for axis, start, end, step in rows}
+    return {(axis or 0) % rank: (start, end, step or 1) for axis, start, end, step in rows}
 
 
-def _elements(tensor: gs.Tensor, facts: Facts) -> list[int | None] | None:
-    """Return the elements of a small integer tensor, None for those that are not known; None if its size is not."""
+def _given(node: gs.Node, slot: int) -> bool:
+    """Whether an optional input is there."""
+    return slot < len(node.inputs) and bool(node.inputs[slot].name)
+
+
+def _elements(node: gs.Node, slot: int, facts: Facts) -> list[int | None] | None:
+    """Return the elements of a small integer input, None for those that are not known; None if its size is not."""
+    if not _given(node, slot):
+        return None
+    tensor = node.inputs[slot]
     values = facts.values(tensor)
     if values is not None and values.array.dtype.kind in "iu":
         pairs = zip(values.array.ravel().tolist(), values.known.ravel().tolist(), strict=True)
         return [int(value) if known else None for value, known in pairs]
     size = facts.dim(tensor, 0) if facts.rank(tensor) == 1 else None
     return None if size is None else [None] * size
-
-
-@register("Gather")
-class Gather(Transfer):
-    """Indices of one axis; constant indices pick channels, others pick whole rows of the other axes (an embedding)."""
-
-    def forward(self, node: gs.Node, facts: Facts) -> None:
-        """Uniform channels stay along the axes that are not gathered."""
-        for axis, out in _others(node, facts).items():
-            known = facts.uniform(node.inputs[0], axis) if _worth(node.inputs[0], facts) else None
-            facts.learn(node.outputs[0], out, known)
-        picked = _picked(node, facts)
-        if picked is not None and picked.ndim == 1 and not facts.is_constant(node.inputs[0]):
-            axis = _axis(node, facts)
-            known = facts.uniform(node.inputs[0], axis)
-            facts.learn(node.outputs[0], axis, None if known is None else known[picked])
-
-    def backward(self, node: gs.Node, facts: Facts) -> None:
-        """Of the gathered axis only what is picked is needed."""
-        if not facts.is_needed(node.outputs[0]):
-            return
-        partial = facts.needed_axes(node.outputs[0])
-        masks = {axis: partial[out] for axis, out in _others(node, facts).items() if out in partial}
-        picked, axis = _picked(node, facts), _axis(node, facts)
-        size = facts.dim(node.inputs[0], axis)
-        if picked is not None and size is not None:
-            mask = np.zeros(size, dtype=bool)
-            mask[picked[partial[axis]] if picked.ndim == 1 and axis in partial else picked] = True
-            masks[axis] = mask
-        facts.need(node.inputs[0], masks)
-        facts.need(node.inputs[1])
-
-    def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
-        """The other axes pass; picked labels too, of a variable whose picked indices are known."""
-        rank = facts.rank(node.outputs[0])
-        if rank is None or facts.rank(node.inputs[0]) is None:
-            super().couple(node, facts, labels)
-            return
-        axes: list[Label | None] = [None] * rank
-        for axis, out in _others(node, facts).items():
-            if facts.dim(node.inputs[0], axis) != 1 or not facts.is_constant(node.inputs[0]):
-                axes[out] = labels.axis(node, 0, axis, "feeds")
-        gathered, picked = _axis(node, facts), _picked(node, facts)
-        if not facts.is_constant(node.inputs[0]):
-            label = labels.axis(node, 0, gathered)
-            if picked is None or picked.ndim > 1:
-                labels.block(label, f"Gather {node.outputs[0].name!r} picks along axis {gathered}")
-            elif label is not None and picked.ndim == 1:
-                axes[gathered] = label[picked]
-            elif label is not None:
-                labels.block(label[picked], f"Gather {node.outputs[0].name!r} picks it alone")
-        for slot_axis in range(facts.rank(node.inputs[1]) or 0):
-            labels.block_input_axis(node, 1, slot_axis)
-        labels.set(node.outputs[0], axes)
-
-    def cut(self, node: gs.Node, cut: Cut) -> None:
-        """Point the indices at where the picked channels lie now."""
-        axis, picked = _axis(node, cut.facts), _picked(node, cut.facts)
-        axes = cut.labels.variables.get(id(node.inputs[0]), [])
-        label = axes[axis] if axis < len(axes) else None
-        if label is None or picked is None or not cut.gone[label].any():
-            return
-        keep = ~cut.gone[label]
-        places = np.cumsum(keep) - 1
-        cut.integers(node, 1, places[picked[keep[picked]] if picked.ndim else picked], like=node.inputs[1])
-
-
-def _axis(node: gs.Node, facts: Facts) -> int:
-    """Return the gathered axis."""
-    return int(node.attrs.get("axis", 0)) % (facts.rank(node.inputs[0]) or 1)
-
-
-def _others(node: gs.Node, facts: Facts) -> dict[int, int]:
-    """Return where the axes that are not gathered go."""
-    rank, ranks = facts.rank(node.inputs[0]), facts.rank(node.inputs[1])
-    if rank is None or ranks is None:
-        return {}
-    gathered = _axis(node, facts)
-    return {axis: axis if axis < gathered else axis + ranks - 1 for axis in range(rank) if axis != gathered}
-
-
-def _picked(node: gs.Node, facts: Facts) -> NDArray[np.int64] | None:
-    """Return the picked indices, none negative; None if they are not known."""
-    values, size = facts.values(node.inputs[1]), facts.dim(node.inputs[0], int(node.attrs.get("axis", 0)))
-    if values is None or not values.known.all() or values.array.dtype.kind not in "iu" or size is None:
-        return None
-    array = values.array.astype(np.int64)
-    return np.where(array < 0, array + size, array)
-
-
-def _worth(tensor: gs.Tensor, facts: Facts) -> bool:
-    """Whether it is worth looking for uniform channels: of a large constant it may be an embedding's."""
-    return facts.is_constant(tensor) or bool(facts.known_axes(tensor))

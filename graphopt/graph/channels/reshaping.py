@@ -1,9 +1,11 @@
 """Transfer functions of operators that move axes: Transpose, Reshape, Flatten, Squeeze, Unsqueeze."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
 
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts, Mask
@@ -87,6 +89,8 @@ class Squeeze(Moving):
 
 
 Group = tuple[tuple[int, ...], tuple[int, ...]]
+Side = tuple[int, int | str | None]
+Kind = TypeVar("Kind", bound=np.generic)
 
 
 @register("Reshape", "Flatten")
@@ -133,7 +137,7 @@ class Reshape(Transfer):
                     flat &= _along(partial[axis], place, len(outs))
             folded = flat.reshape(sizes)
             for place, axis in enumerate(ins):
-                masks[axis] = np.moveaxis(folded, place, 0).reshape(sizes[place], -1).any(axis=1)
+                masks[axis] = np.asarray(np.moveaxis(folded, place, 0).reshape(sizes[place], -1).any(axis=1))
         facts.need(node.inputs[0], masks)
         for tensor in node.inputs[1:]:
             facts.need(tensor)
@@ -209,7 +213,7 @@ def groups(node: gs.Node, facts: Facts) -> list[Group]:
     if target is not None and target.array.ndim == 1 and not node.attrs.get("allowzero", 0):
         copied = {axis for axis, size in enumerate(target.array) if target.known[axis] and size == 0}
 
-    def same(left: tuple[int, object], right: tuple[int, object]) -> bool:
+    def same(left: Side, right: Side) -> bool:
         if isinstance(left[1], int) or isinstance(right[1], int):
             return left[1] == right[1]
         return (left[0] == right[0] and left[0] in copied) or (left[1] is not None and left[1] == right[1])
@@ -227,29 +231,25 @@ def groups(node: gs.Node, facts: Facts) -> list[Group]:
             else:
                 found.append((tuple(a for a, _ in ins[:left]), tuple(a for a, _ in outs[:right])))
                 del ins[:left], outs[:right]
-    known = [
-        g
-        for g in found
-        if all(isinstance(before[a], int) for a in g[0]) and all(isinstance(after[a], int) for a in g[1])
-    ]
-    return known
+    whole = [isinstance(size, int) for size in before], [isinstance(size, int) for size in after]
+    return [g for g in found if all(whole[0][axis] for axis in g[0]) and all(whole[1][axis] for axis in g[1])]
 
 
-def _front(ins: list[tuple[int, object]], outs: list[tuple[int, object]], same: object) -> tuple[int, int] | None:
+def _front(ins: list[Side], outs: list[Side], same: Callable[[Side, Side], bool]) -> tuple[int, int] | None:
     """Return how many leading axes of either side make the first group; None if that is not known."""
-    if same(ins[0], outs[0]):  # type: ignore[operator]
+    if same(ins[0], outs[0]):
         return 1, 1
     left = right = 1
     a, b = ins[0][1], outs[0][1]
     while isinstance(a, int) and isinstance(b, int) and a != b:
+        rest, place = (ins, left) if a < b else (outs, right)
+        more = rest[place][1] if place < len(rest) else None
+        if not isinstance(more, int):
+            return None
         if a < b:
-            if left == len(ins) or not isinstance(ins[left][1], int):
-                return None
-            a, left = a * ins[left][1], left + 1  # type: ignore[operator]
+            a, left = a * more, left + 1
         else:
-            if right == len(outs) or not isinstance(outs[right][1], int):
-                return None
-            b, right = b * outs[right][1], right + 1  # type: ignore[operator]
+            b, right = b * more, right + 1
     return (left, right) if isinstance(a, int) and a == b else None
 
 
@@ -258,6 +258,6 @@ def _sizes(tensor: gs.Tensor, axes: tuple[int, ...], facts: Facts) -> tuple[int,
     return tuple(facts.dim(tensor, axis) or 0 for axis in axes)
 
 
-def _along(values: np.ndarray, place: int, rank: int) -> np.ndarray:  # type: ignore[type-arg]
+def _along(values: NDArray[Kind], place: int, rank: int) -> NDArray[Kind]:
     """Return a vector as the axis ``place`` of an otherwise flat array of ``rank`` axes."""
     return values.reshape([-1 if axis == place else 1 for axis in range(rank)])

@@ -168,6 +168,8 @@ def _unsqueeze(node: gs.Node, array: NDArray[Any], axes: NDArray[Any] | None = N
 
 
 def _slice(node: gs.Node, array: NDArray[Any], *bounds: NDArray[Any]) -> NDArray[Any]:
+    axes: Any
+    steps: Any
     if bounds:
         starts, ends = bounds[0], bounds[1]
         axes = bounds[2] if len(bounds) > 2 else np.arange(len(starts))
@@ -183,7 +185,8 @@ def _slice(node: gs.Node, array: NDArray[Any], *bounds: NDArray[Any]) -> NDArray
 
 
 def _reshape(node: gs.Node, array: NDArray[Any], target: NDArray[Any]) -> NDArray[Any]:
-    return array.reshape([array.shape[i] if size == 0 else int(size) for i, size in enumerate(target)])
+    sizes = [array.shape[place] if size == 0 else int(size) for place, size in enumerate(target)]
+    return array.reshape(sizes)
 
 
 def _cast(node: gs.Node, inputs: list[Values], facts: "Facts") -> Values | None:
