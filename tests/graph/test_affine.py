@@ -112,6 +112,9 @@ STEPS = {
     "turn": "{o}z = Transpose<perm=[0,2,1]>({i}) {o}a = MatMul({o}z, m{k}) {o} = Transpose<perm=[0,2,1]>({o}a)",
     "concat": "{o}c = Concat<axis=1>({i}, {i}) {o} = Conv({o}c, e{k})",
     "halves": "{o}l = Conv({i}, f{k}) {o}r = Conv({i}, f{k}) {o} = Concat<axis=-2>({o}l, {o}r)",
+    "reflect": '{o}c = Conv({i}, w{k}) {o}d = Pad<mode="reflect">({o}c, pads) {o} = Conv({o}d, p{k})',
+    "resize": "{o}r = Resize({i}, , twice) {o} = MaxPool<kernel_shape=[2], strides=[2]>({o}r)",
+    "two ways": "{o}n = Mul({i}, s{k}) {o}i = Add({o}n, t{k}) {o}c = Concat<axis=1>({o}n, {o}i) {o} = Conv({o}c, e{k})",
     "fork": "{o}l = Conv({i}, w{k}) {o}r = Mul({i}, s{k}) {o} = Add({o}l, {o}r)",
     "beside": "{o}l = Conv<pads=[1,1]>({i}, p{k}) {o}r = BatchNormalization({i}, g{k}, b{k}, b{k}, v{k}) "
     "{o} = Add({o}l, {o}r)",
@@ -135,7 +138,8 @@ SIZES = {
 def random_chain(steps: list[str], seed: int) -> onnx.ModelProto:
     """A chain of operators on [2, 4, 7]; scales have both signs and now and then one is zero."""
     rng = np.random.default_rng(seed)
-    arrays: Arrays = {"q": np.float32(rng.choice([-3, 0.25]))}
+    arrays: Arrays = {"q": np.float32(rng.choice([-3, 0.25])), "pads": np.array([0, 0, 1, 0, 0, 1])}
+    arrays["twice"] = np.float32([1, 1, 2])
     body, name = "", "x"
     for k, step in enumerate(steps):
         body += STEPS[step].format(i=name, o=f"n{k}", k=k) + " "

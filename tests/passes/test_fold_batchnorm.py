@@ -564,6 +564,12 @@ REFUSALS: dict[str, tuple[str, Arrays, str]] = {
         {},
         "Add 'd' needs both of its terms scaled: 'r' is a graph input",
     ),
+    "two ways to one conv": (
+        "g (float[N,4,8,8] x) => (float[N,4,6,6] y) { n = BatchNormalization(x, g, b, m, v) i = Identity(n) "
+        "j = Concat<axis=1>(n, i) y = Conv(j, k) }",
+        {"k": draw(4, 8, 3, 3)},
+        "Concat 'j' would get it by two ways",
+    ),
     "a tensor added to itself": (
         "g (float[N,3,8,8] x) => (float[N,4,6,6] y) "
         "{ c = Conv(x, w) d = Add(c, c) y = BatchNormalization(d, g, b, m, v) }",
@@ -853,6 +859,19 @@ def test_extreme_statistics_fold_exactly_or_not_at_all(rows: list[tuple[float, .
         return
     assert np.array_equal(proto_array(after, "w"), exact_weight.astype(np.float64))
     assert np.array_equal(proto_array(after, "c_bias"), exact_shift.astype(np.float64))
+
+
+def test_long_chains_are_given_up() -> None:
+    steps = " ".join(f"c{i + 1} = Identity(c{i})" for i in range(700))
+    text = (
+        f"g (float[N,3,4] x) => (float[N,4,4] y) {{ c0 = Conv(x, w) {steps} y = BatchNormalization(c700, g, b, m, v) }}"
+    )
+    assert_skips(FoldBatchNorm(), model(text, w=draw(4, 3, 1), **statistics(4)), "among the 64 operators before it")
+    steps = " ".join(f"c{i + 1} = Identity(c{i})" for i in range(700))
+    text = (
+        f"g (float[N,4,4] x) => (float[N,4,4] y) {{ c0 = BatchNormalization(x, g, b, m, v) {steps} y = Conv(c700, w) }}"
+    )
+    assert_skips(FoldBatchNorm(), model(text, w=draw(4, 4, 1), **statistics(4)), "more than 256 operators")
 
 
 def test_a_veto_is_kept() -> None:

@@ -14,6 +14,8 @@ from graphopt.graph.evaluate import evaluate
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
+_FARTHEST = 64
+
 
 def into_producers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[Change]:
     """Agree on changes after which ``tensor`` holds ``affine`` of what it held; its one reader must be going away.
@@ -21,6 +23,30 @@ def into_producers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[C
     Raises:
         Skip: A tensor on the way has other readers, or what computes it cannot take the map.
     """
+    changes: list[Change] = []
+    for _ in range(_FARTHEST):
+        node = _own_producer(view, tensor)
+        if is_op(node, *outputs.TAKES) and not _is_product(view, node):
+            return [*changes, outputs.TAKES[node.op](view, node, affine)]
+        if is_op(node, "Concat"):
+            return changes + [each for part in split(view, node, affine) for each in into_producers(view, *part)]
+        found = arithmetic(view, node)
+        if found is not None:
+            changes.append(remove(view, node, found[0]))
+            tensor, affine = found[0], found[1].then(affine)
+            continue
+        if is_op(node, "Add", "Sub"):
+            return changes + _both_terms(view, node, affine)
+        if not affine.shifts and (is_op(node, "Mul") or (is_op(node, "MatMul") and not affine.varying())):
+            return changes + _one_factor(view, node, affine)
+        border, affine = _through(view, node, affine)
+        changes += border
+        tensor = node.inputs[0]
+    raise Skip(f"no layer among the {_FARTHEST} operators before it")
+
+
+def _own_producer(view: GraphView, tensor: gs.Tensor) -> gs.Node:
+    """Return the node that computes ``tensor`` for one reader alone, in the same graph."""
     view.require_private(tensor)
     node = view.producer(tensor)
     if node is None:
@@ -28,30 +54,20 @@ def into_producers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[C
     if view.edit.graph_of(node) is not view.edit.graph_of(view.readers(tensor)[0]):
         raise Skip(f"{tensor.name!r} is computed in another graph")
     require_plain(node)
-    if is_op(node, *outputs.TAKES) and tensor is node.outputs[0] and not _is_product(view, node):
-        return [outputs.TAKES[node.op](view, node, affine)]
-    if is_op(node, "Concat"):
-        return [change for part in split(view, node, affine) for change in into_producers(view, *part)]
-    return _through(view, node, affine)
+    if tensor is not node.outputs[0]:
+        raise Skip(f"{tensor.name!r} is not the first output of {node.op}")
+    return node
 
 
-def _through(view: GraphView, node: gs.Node, affine: Affine) -> list[Change]:
-    """Carry the map through a node that is no layer."""
-    found = arithmetic(view, node)
-    if found is not None:
-        operand, own = found
-        return [*into_producers(view, operand, own.then(affine)), remove(view, node, operand)]
-    if is_op(node, "Add", "Sub"):
-        return _both_terms(view, node, affine)
-    if not affine.shifts and (is_op(node, "Mul") or (is_op(node, "MatMul") and not affine.varying())):
-        return _one_factor(view, node, affine)
+def _through(view: GraphView, node: gs.Node, affine: Affine) -> tuple[list[Change], Affine]:
+    """Carry the map through an operator that moves values, pools or pads; return its map and what changes there."""
     border = through_pad(view, node, affine, forward=False)
     if border is not None:
-        return [*into_producers(view, node.inputs[0], affine), *border]
+        return border, affine
     moved = through_layout(view, node, affine, forward=False) or through_pooling(view, node, affine, forward=False)
     if moved is None or node.inputs[0].is_empty():
         raise Skip(f"{node.op} {node.outputs[0].name!r} cannot take it in")
-    return into_producers(view, node.inputs[0], moved)
+    return [], moved
 
 
 def _is_product(view: GraphView, node: gs.Node) -> bool:

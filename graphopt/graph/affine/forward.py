@@ -13,48 +13,67 @@ from graphopt.graph.affine.pooling import through_pooling
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
+_MOST = 256
+
 
 def into_readers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[Change]:
     """Agree on changes after which the readers of ``tensor`` apply ``affine`` to it themselves.
 
     Raises:
-        Skip: It is a graph output, or one of its readers cannot take the map.
+        Skip: It is a graph output, one of its readers cannot take the map, or one would get it by two ways.
     """
+    changes: list[Change] = []
+    reached: set[int] = set()
+    waiting = [(tensor, affine)]
+    while waiting:
+        source, own = waiting.pop()
+        for node in _readers(view, source):
+            if id(node) in reached:
+                raise Skip(f"{node.op} {node.outputs[0].name!r} would get it by two ways")
+            reached.add(id(node))
+            if len(reached) > _MOST:
+                raise Skip(f"more than {_MOST} operators would have to change")
+            made, moved = _into(view, node, source, own)
+            changes += made
+            if moved is not None:
+                waiting.append((node.outputs[0], moved))
+    return changes
+
+
+def _readers(view: GraphView, tensor: gs.Tensor) -> list[gs.Node]:
+    """Return the nodes that read ``tensor``, all in the graph that computes it."""
     if view.is_output(tensor):
         raise Skip(f"{tensor.name!r} is a graph output")
     readers = list({id(node): node for node in view.readers(tensor)}.values())
     if not readers:
         raise Skip(f"nothing reads {tensor.name!r}")
-    home = view.edit.graph_of(producer) if (producer := view.producer(tensor)) else None
-    changes: list[Change] = []
-    for node in readers:
-        if home is not None and view.edit.graph_of(node) is not home:
-            raise Skip(f"{tensor.name!r} is read in another graph")
-        changes += _into(view, node, tensor, affine)
-    return changes
+    producer = view.producer(tensor)
+    home = None if producer is None else view.edit.graph_of(producer)
+    if any(view.edit.graph_of(node) is not home for node in readers):
+        raise Skip(f"{tensor.name!r} is read in another graph")
+    return readers
 
 
-def _into(view: GraphView, node: gs.Node, tensor: gs.Tensor, affine: Affine) -> list[Change]:
-    """Carry the map of one input of ``node`` into it or through it."""
+def _into(view: GraphView, node: gs.Node, tensor: gs.Tensor, affine: Affine) -> tuple[list[Change], Affine | None]:
+    """Carry the map of one input of ``node`` into it, or through it: then the map of its output comes second."""
     require_plain(node)
     if is_op(node, "Concat"):
-        return into_readers(view, node.outputs[0], _widen(view, node, tensor, affine))
+        return [], _widen(view, node, tensor, affine)
     slots = [slot for slot, source in enumerate(node.inputs) if source is tensor]
-    name = f"{node.op} {node.outputs[0].name!r}"
     if len(slots) == 1 and is_op(node, *inputs.TAKES) and (slots == [0] or node.op == "MatMul"):
-        return [inputs.TAKES[node.op](view, node, slots[0], affine)]
+        return [inputs.TAKES[node.op](view, node, slots[0], affine)], None
     found = arithmetic(view, node) if len(slots) == 1 else None
     if found is not None:
-        return [*into_readers(view, node.outputs[0], affine.then(found[1])), remove(view, node, tensor)]
-    border = through_pad(view, node, affine, forward=True) if slots == [0] else None
-    if border is not None:
-        return [*into_readers(view, node.outputs[0], affine), *border]
+        return [remove(view, node, tensor)], affine.then(found[1])
     moved = None
     if slots == [0]:
+        border = through_pad(view, node, affine, forward=True)
+        if border is not None:
+            return border, affine
         moved = through_layout(view, node, affine, forward=True) or through_pooling(view, node, affine, forward=True)
     if moved is None:
-        raise Skip(f"{name} cannot take it in")
-    return into_readers(view, node.outputs[0], moved)
+        raise Skip(f"{node.op} {node.outputs[0].name!r} cannot take it in")
+    return [], moved
 
 
 def _widen(view: GraphView, node: gs.Node, tensor: gs.Tensor, affine: Affine) -> Affine:
