@@ -10,11 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt import GraphView, Lossy, OptionError, Pass, PassResult, Rewritten, Skip, Skipped, option
+from graphopt.distill.saliency import gradient_saliency
+from graphopt.errors import GraphoptError
 from graphopt.graph.channels import ChannelGroup, Channels, channel_groups, zero
 from graphopt.graph.channels.choosing import Counts, Plan, Ranking
 from graphopt.graph.channels.cost import Cost
 from graphopt.graph.channels.importance import group_scores, read_tensors, scale_scores, weight_scores
 from graphopt.graph.channels.pools import Pool, channel_pools
+from graphopt.numerics.importance import Norm
 from graphopt.runtime.activity import mean_activity
 
 Scores = NDArray[np.float64]
@@ -31,9 +34,13 @@ class ZeroChannels(Pass):
 
     Criteria, each aggregated over the members of a group:
 
-    - ``l1``, ``l2``: mean magnitude or root mean square of the weights that make the channel (arXiv 1608.08710);
+    - ``l1``, ``l2``: magnitude (mean, or root mean square) of the weights that make the channel, scale it and read it,
+      each relative to the mean slice of its tensor (arXiv 1608.08710, 2301.12900): 1 is average;
     - ``bn-gamma``: magnitude of the scales of its normalizations (network slimming, arXiv 1708.06519);
     - ``activation``: mean magnitude of what later layers read of it, on the calibration data (needs ``--data``);
+    - ``gradient``, ``taylor``: mean over single samples of |dL/dw| or |w dL/dw| of the weights that make the channel, L
+      the cross-entropy with the label or else the model's own class (arXiv 1611.06440; needs ``--data`` and the extra
+      graphopt[distill]);
     - ``random``: a baseline.
 
     One of ``--ratio``, ``--threshold``, ``--keep-macs`` and ``--keep-parameters`` says how much. Channels that are dead
@@ -47,7 +54,9 @@ class ZeroChannels(Pass):
     name = "zero-channels"
     contract = Lossy(min_sqnr_db=float("-inf"))
 
-    criterion: Literal["l1", "l2", "bn-gamma", "activation", "random"] = option("l1", "What a channel is judged by.")
+    criterion: Literal["l1", "l2", "bn-gamma", "activation", "gradient", "taylor", "random"] = option(
+        "l1", "What a channel is judged by."
+    )
     aggregation: Literal["mean", "max", "sum"] = option("mean", "How the scores of a group's members become one.")
     scope: Literal["uniform", "global"] = option(
         "uniform", "Rank each pool by itself, or all together by scores relative to the mean of their pool."
@@ -59,7 +68,7 @@ class ZeroChannels(Pass):
     multiple: int = option(1, "Keep a multiple of this many channels in each layer.", minimum=1)
     min_channels: int = option(1, "Keep at least this many channels in each layer.", minimum=1)
     skip: tuple[str, ...] = option((), "Leave alone layers whose site matches this pattern, such as '*/conv1/*'.")
-    samples: int = option(512, "How many calibration samples the activation criterion uses at most.", minimum=1)
+    samples: int = option(512, "How many calibration samples a criterion uses at most.", minimum=1)
     seed: int = option(0, "Seed of the random criterion.", minimum=0)
 
     def __post_init__(self) -> None:
@@ -111,13 +120,22 @@ class ZeroChannels(Pass):
             found = np.random.default_rng(self.seed).random(len(numbers))
         elif self.criterion == "bn-gamma":
             found = scale_scores(channels, numbers, self.aggregation)
-        elif self.criterion == "activation":
+        elif self.criterion in ("activation", "gradient", "taylor"):
             if view.calibration is None or view.calibration.generated:
-                told.missing = "the activation criterion needs calibration data (--data)"
+                told.missing = f"the {self.criterion} criterion needs calibration data (--data)"
                 return {}
-            found = self._activity(view, channels, numbers)
+            if self.criterion == "activation":
+                found = self._activity(view, channels, numbers)
+            else:
+                try:
+                    saliency = gradient_saliency(view.model, view.calibration, self.criterion, limit=self.samples)
+                except GraphoptError as error:
+                    told.missing = str(error)
+                    return {}
+                found = weight_scores(channels, numbers, "l1", self.aggregation, saliency)
         else:
-            found = weight_scores(channels, numbers, self.criterion, self.aggregation)
+            norm: Norm = "l2" if self.criterion == "l2" else "l1"
+            found = weight_scores(channels, numbers, norm, self.aggregation)
         return dict(zip(numbers.tolist(), found.tolist(), strict=True))
 
     def _activity(self, view: GraphView, channels: Channels, numbers: NDArray[np.int64]) -> Scores:

@@ -1,6 +1,6 @@
 """Scores of coupled groups: by their weights, by the scales of their normalizations, or by any other members."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -18,16 +18,29 @@ NORMALIZATIONS = ("BatchNormalization", "InstanceNormalization", "GroupNormaliza
 
 
 def weight_scores(channels: Channels, groups: Numbers, norm: Norm, how: Aggregation) -> Scores:
-    """Score groups by the weights of at least two axes that feed them; NaN for groups that have none."""
+    """Score groups by the weights that make them and read them; NaN for groups that no layer's weight makes.
 
-    def members() -> Iterator[tuple[Label, Scores]]:
-        for use in channels.labels.uses.values():
-            for axis, label in use.axes.items():
-                values = channels.facts.array(use.node.inputs[use.slot]) if use.roles[axis] == "feeds" else None
-                if values is not None and values.ndim > 1:
-                    yield label, slice_norms(values, axis, norm)
-
-    return group_scores(channels, groups, members(), how)
+    Each slice counts relative to the mean slice of its weight, so that filters, normalization scales and what later
+    layers make of a channel add up whatever their units (the group norm of DepGraph, arXiv 2301.12900, made relative).
+    """
+    made = np.zeros(len(groups), dtype=bool)
+    place = _places(channels, groups)
+    parts: list[tuple[Label, Scores]] = []
+    for use in channels.labels.uses.values():
+        for axis, label in use.axes.items():
+            role, rank = use.roles[axis], channels.facts.rank(use.node.inputs[use.slot]) or 0
+            if role == "aside" or (rank < 2 and role != "scales"):
+                continue
+            values = channels.facts.array(use.node.inputs[use.slot])
+            if values is not None and values.size:
+                norms = slice_norms(values, axis, norm)
+                finite = norms[np.isfinite(norms)]
+                mean = float(finite.mean()) if finite.size else 0.0
+                parts.append((label, norms / mean if mean > 0 else norms))
+                if role == "feeds":
+                    own = place[channels.root[label]]
+                    made[own[own >= 0]] = True
+    return np.where(made, group_scores(channels, groups, parts, how), np.nan)
 
 
 def scale_scores(channels: Channels, groups: Numbers, how: Aggregation) -> Scores:
@@ -62,6 +75,12 @@ def group_scores(
     channels: Channels, groups: Numbers, members: Iterable[tuple[Label, Scores]], how: Aggregation
 ) -> Scores:
     """Add up scores of labels to scores of groups, given by their numbers; NaN for groups without any."""
+    place = _places(channels, groups)
+    return aggregate(((place[channels.root[label]], scores) for label, scores in members), len(groups), how)
+
+
+def _places(channels: Channels, groups: Numbers) -> Numbers:
+    """Return the place in ``groups`` of each group by its number, -1 for the others."""
     place = np.full(len(channels.root), -1, dtype=np.int64)
     place[groups] = np.arange(len(groups))
-    return aggregate(((place[channels.root[label]], scores) for label, scores in members), len(groups), how)
+    return place

@@ -1,0 +1,209 @@
+"""What each method of recovery brings back on Fashion-MNIST; writes the table and the plot of docs/recovery.md.
+
+python benchmarks/recovery.py [--only SECTION ...] [--figures docs/recovery.json] [--plot docs/saliency.svg]
+python benchmarks/recovery.py --print docs/recovery.json
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphopt import GraphView, create, load
+from graphopt.distill.augmentation import Augmentation
+from graphopt.distill.trainer import Settings, distill
+from graphopt.model import Model, from_proto, to_proto
+from graphopt.report import measure
+from graphopt.runtime.check import top1
+from graphopt.runtime.feeds import Data, load_data
+
+MODELS = Path(__file__).parent.parent / "models"
+NETS = {"resnet": "fmnist_resnet14_bn.onnx", "mobilenet": "fmnist_mobilenetv2s_bn.onnx"}
+IMAGES = Augmentation(flip=True, shift=0.1, crop=0.8, rotate=8, mix=0.7)
+CRITERIA = ("l1", "activation", "gradient", "taylor", "random")
+RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7)
+
+
+class Bench:
+    """One network, its data, and the passes run on it alone, without the pipeline's checks."""
+
+    def __init__(self, net: str, threads: int) -> None:
+        """Load one of ``NETS``."""
+        self.teacher = load(MODELS / NETS[net])
+        self.data: Data = load_data(MODELS / "fashion_mnist.npz", self.teacher)
+        self.folded = self.run(self.teacher, "fold-batchnorm")
+        self.threads = threads
+
+    def run(self, model: Model, *passes: str, **options: Any) -> Model:
+        """Run passes on a copy; the options are the first one's."""
+        result = model.copy()
+        for name in passes:
+            create(name, **options).apply(GraphView(result, None, self.data.calibration(), self.teacher))
+            options = {}
+        return result
+
+    def zeroed(self, criterion: str, ratio: float) -> Model:
+        """Return the folded network with channels zeroed."""
+        return self.run(self.folded, "zero-channels", criterion=criterion, ratio=ratio)
+
+    def taught(self, student: Model, epochs: int, **settings: Any) -> Model:
+        """Distill into a student."""
+        plain: dict[str, Any] = {
+            "rate": 3e-3,
+            "warmup": 20,
+            "held_out": 0.05,
+            "patience": epochs,
+            "augmentation": IMAGES,
+        }
+        chosen = Settings(epochs=epochs, threads=self.threads, **{**plain, **settings})
+        return distill(self.teacher, student, self.data, chosen).student
+
+    def accuracy(self, model: Model) -> float:
+        """Return top-1 on the 10,000 test images, in percent."""
+        return round(100 * top1(model, self.data), 2)
+
+
+def pruning(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
+    """Half of the channels removed by l1."""
+    say("teacher", bench.accuracy(bench.teacher))
+    student = bench.zeroed("l1", 0.5)
+    say("nothing", bench.accuracy(student))
+    say("bias", bench.accuracy(bench.run(student, "reconstruct", method="bias")))
+    started = time.perf_counter()
+    rebuilt = bench.run(student, "reconstruct")
+    say("reconstruct, seconds", round(time.perf_counter() - started, 1))
+    say("reconstruct", bench.accuracy(rebuilt))
+    cut = bench.run(rebuilt, "prune-channels")
+    say("parameters", [measure(bench.teacher).parameters, measure(cut).parameters])
+    started = time.perf_counter()
+    say("reconstruct and distill", bench.accuracy(bench.taught(cut, epochs)))
+    say("distill, seconds", round(time.perf_counter() - started, 1))
+    say("distill", bench.accuracy(bench.taught(bench.run(student, "prune-channels"), epochs)))
+
+
+def lowbit(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
+    """Weights of 2 and 4 bits per channel, the smallest types that ONNX has (3 bits it has not)."""
+    for kind in ("int2", "int4"):
+        ways: dict[str, dict[str, Any]] = {
+            "nearest": {"range": "mse"},
+            "gptq": {"range": "mse", "rounding": "gptq"},
+            "gptq and bias": {"range": "mse", "rounding": "gptq", "bias_correction": True},
+        }
+        for name, options in ways.items():
+            model = bench.run(
+                raised(bench.folded, 25 if kind == "int2" else 21), "quantize-weights", dtype=kind, **options
+            )
+            say(f"{kind}, {name}", bench.accuracy(model))
+        say(f"{kind}, distill", bench.accuracy(bench.taught(model, epochs, rate=1e-3)))
+
+
+def criteria(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
+    """Accuracy without any recovery, by criterion and share of channels removed."""
+    for criterion in CRITERIA:
+        for ratio in RATIOS:
+            say(f"{criterion}, {ratio:.0%}", bench.accuracy(bench.zeroed(criterion, ratio)))
+
+
+def stranger(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
+    """A MobileNet with drawn weights learns from this network."""
+    proto = to_proto(load(MODELS / NETS["mobilenet"]))
+    rng = np.random.default_rng(0)
+    for tensor in proto.graph.initializer:
+        shape = tuple(tensor.dims)
+        if len(shape) >= 2:
+            values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+            tensor.raw_data = values.astype(np.float32).tobytes()
+    for node in proto.graph.node:
+        if node.op_type == "BatchNormalization":
+            for name, value in zip(node.input[1:], (1.0, 0.0, 0.0, 1.0), strict=True):
+                tensor = next(each for each in proto.graph.initializer if each.name == name)
+                tensor.raw_data = np.full(tuple(tensor.dims), value, np.float32).tobytes()
+    student = from_proto(proto)
+    say("teacher", bench.accuracy(bench.teacher))
+    say("start", bench.accuracy(student))
+    say("taught", bench.accuracy(bench.taught(student, epochs, train_norm=True, rate=5e-3)))
+
+
+def raised(model: Model, opset: int) -> Model:
+    from graphopt.model import raise_opset
+
+    return raise_opset(model, opset)
+
+
+SECTIONS = {"pruning": pruning, "lowbit": lowbit, "criteria": criteria, "stranger": stranger}
+
+
+def plot(figures: dict[str, Any]) -> str:
+    """Return the curves of the section criteria as SVG."""
+    colours = dict(zip(CRITERIA, ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#9498a0"), strict=True))
+    parts = [
+        '<svg xmlns="http://www.w3.org/2000/svg" width="760" height="330" font-family="sans-serif" font-size="12">'
+    ]
+    parts.append('<rect width="760" height="330" fill="white"/>')
+    for place, net in enumerate(net for net in NETS if f"criteria/{net}" in figures):
+        left, width, top, height = 60 + 380 * place, 290, 40, 220
+        parts.append(f'<text x="{left}" y="24" font-weight="bold">{net}: top-1 by share of channels removed</text>')
+        for percent in range(0, 101, 20):
+            y = top + height * (1 - percent / 100)
+            parts.append(f'<path d="M{left} {y:.0f}h{width}" stroke="#ddd"/>')
+            parts.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end">{percent}%</text>')
+        across = {ratio: left + width * (index + 0.5) / len(RATIOS) for index, ratio in enumerate(RATIOS)}
+        for ratio, x in across.items():
+            parts.append(f'<text x="{x:.0f}" y="{top + height + 18}" text-anchor="middle">{ratio:.0%}</text>')
+        for index, criterion in enumerate(CRITERIA):
+            values = figures[f"criteria/{net}"]
+            points = [(across[r], top + height * (1 - values[f"{criterion}, {r:.0%}"] / 100)) for r in RATIOS]
+            line = " ".join(f"{x:.0f},{y:.1f}" for x, y in points)
+            parts.append(f'<polyline points="{line}" fill="none" stroke="{colours[criterion]}" stroke-width="2"/>')
+            if place == 0:
+                x = 60 + 130 * index
+                parts.append(f'<path d="M{x} 306h24" stroke="{colours[criterion]}" stroke-width="3"/>')
+                parts.append(f'<text x="{x + 30}" y="310">{criterion}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def table(figures: dict[str, Any]) -> str:
+    """Return all figures as Markdown tables."""
+    lines = []
+    for section, values in figures.items():
+        lines += [f"**{section}**", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in values.items()), ""]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", default=list(SECTIONS), choices=list(SECTIONS))
+    parser.add_argument("--nets", nargs="*", default=list(NETS), choices=list(NETS))
+    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--figures", type=Path)
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--print", dest="shown", type=Path)
+    chosen = parser.parse_args()
+    if chosen.shown:
+        print(table(json.loads(chosen.shown.read_text())))
+        return
+    kept = chosen.figures is not None and chosen.figures.exists()
+    figures: dict[str, Any] = json.loads(chosen.figures.read_text()) if kept else {}
+    for section in chosen.only:
+        for net in [net for net in chosen.nets if section != "stranger" or net == "resnet"]:
+            values: dict[str, Any] = {"epochs": chosen.epochs} if section != "criteria" else {}
+
+            def say(key: str, value: Any, values: dict[str, Any] = values, title: str = f"{section}/{net}") -> None:
+                values[key] = value
+                figures[title] = values
+                print(f"{title}: {key}: {value}", flush=True)
+                if chosen.figures is not None:
+                    chosen.figures.write_text(json.dumps(figures, indent=1) + "\n")
+
+            SECTIONS[section](Bench(net, chosen.threads), chosen.epochs, say)
+    if chosen.plot is not None:
+        chosen.plot.write_text(plot(figures))
+
+
+if __name__ == "__main__":
+    main()
