@@ -113,16 +113,14 @@ def _cone(
 def _replace(view: GraphView, plan: Plan, values: dict[int, Array]) -> list[Rewritten]:
     """Put the results in place of the nodes that compute them."""
     rewritten = [Rewritten(view.site(plan.nodes[key]), plan.nodes[key].op) for key in plan.nodes if key in plan.folded]
-    for out in plan.results:
-        node = view.producer(out)
-        if node is None:
-            continue
+    results = [(out, node) for out in plan.results if (node := view.producer(out)) is not None]
+    view.edit.remove(plan.nodes[key] for key in plan.folded)
+    for out, node in results:
         constant = gs.Constant(out.name, np.array(values[id(out)], order="C"))
         if view.is_output(out):
             view.edit.add_node(node, "Constant", [], [out], {"value": constant})
         else:
             view.edit.replace_uses(out, constant)
-    view.edit.remove(plan.nodes[key] for key in plan.folded)
     sources = (tensor for key in plan.folded for tensor in plan.nodes[key].inputs)
     for source in {id(tensor): tensor for tensor in sources}.values():
         node = view.producer(source, "Constant") if source.name else None

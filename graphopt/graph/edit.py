@@ -96,6 +96,8 @@ class Edit:
         graph = self.graph_of(near)
         outs = [self.variable(f"{near.outputs[0].name}_{op}")] if outputs is None else list(outputs)
         name = self.fresh_name(f"{outs[0].name}_{op}")
+        for out in outs:  # a node that this one stands in for no longer produces it
+            list.__setitem__(out.inputs, slice(None), [old for old in out.inputs if not self.is_removed(old)])
         node = gs.Node(op, name, dict(attrs or {}), list(inputs), outs)
         graph.nodes.append(node)
         self._home[id(node)] = graph

@@ -364,3 +364,13 @@ def test_random_chains_keep_their_outputs(steps: list[str]) -> None:
     kept = dict(count_ops(after))
     assert kept.keys() <= {"Transpose", "Relu", "Neg", "Exp", "Reshape"}
     assert isinstance(assert_rewrites(EliminateNoops(), proto, ops=kept), onnx.ModelProto)
+
+
+def test_an_identity_behind_joined_reshapes_hands_its_name_to_the_join() -> None:
+    proto = model(
+        "g (float[N,3,5] x) => (float[N,15] y, float[N,15] z) { a = Exp(x) b = Reshape(a, s) c = Reshape(b, t) y = Identity(c)"
+        " z = Neg(c) }",
+        s=ints(0, 15, 1),
+        t=ints(0, 15),
+    )
+    assert_rewrites(EliminateNoops(), proto, ops={"Exp": 1, "Reshape": 1, "Neg": 1})

@@ -205,9 +205,7 @@ def as_value(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> Valu
     """Return a small constant as Python integers or booleans, or None if it holds anything else."""
     if array.dtype not in (np.int64, np.int32, np.bool_):
         return None
-    result = np.empty(array.shape, dtype=object)
-    result[...] = array.tolist() if array.ndim else array.item()
-    return result
+    return np.asarray(array.astype(object), dtype=object)
 
 
 def element_type(tensor: gs.Tensor) -> int:
