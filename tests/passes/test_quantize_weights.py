@@ -1,18 +1,25 @@
 """quantize-weights: what is written, bit by bit, against an independent computation; where it runs; what it refuses."""
 
+import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import openvino
 import pytest
 from graphopt.passes.quantize_weights import QuantizeWeights
 from numpy.typing import NDArray
 from onnx.reference import ReferenceEvaluator
 
+from graphopt.errors import OptionError
 from graphopt.graph import GraphView
-from graphopt.model import from_proto
+from graphopt.model import from_proto, to_proto
+from graphopt.numerics.ladder import blocks
+from graphopt.numerics.quantization import TYPES, Affine, Grouping, dequantize, quantize
+from graphopt.runtime.feeds import from_arrays
 from graphopt.runtime.session import Session
 from graphopt.testing import assert_rewrites, assert_skips, random_feeds, run_alone
 from graphopt.testing import model as parse
@@ -459,3 +466,102 @@ def test_what_is_not_a_weight_is_no_site() -> None:
     assert result.rewritten == ()
     assert result.skipped == ()
     assert after.SerializeToString() == proto.SerializeToString()
+
+
+FORMS = [
+    (kind, granularity, form)
+    for kind in ("int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "float8")
+    for granularity in ("tensor", "channel", "block")
+    for form in ("dq", "qdq", "mul")
+    if (kind, form) != ("int2", "qdq")
+]
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("kind", "granularity", "form"), FORMS)
+@pytest.mark.parametrize("case", ["conv", "gemm transB", "gather"])
+def test_every_type_granularity_and_form(case: str, kind: str, granularity: Any, form: Any, symmetric: bool) -> None:
+    """The weight that the model computes is the one that the numbers stand for, and every runtime computes it."""
+    text, shape, axis = LAYERS[case]
+    opset, ir_version = (25, 13) if kind == "int2" else (21, 10)
+    before = model(text, opset, ir_version, w=draw(*shape))
+    options: dict[str, Any] = {"dtype": kind, "granularity": granularity, "block_size": 16, "representation": form}
+    each = QuantizeWeights(symmetric=symmetric, **options)
+    after, result = run_alone(each, before)
+    assert len(result.rewritten) == 1
+    onnx.checker.check_model(after, full_check=True)
+    assert after.ByteSize() < before.ByteSize() or form == "qdq"
+    summed = {"conv": 1, "gemm transB": 1, "gather": 1}[case]
+    block = blocks(shape, summed, 16) if granularity == "block" else None
+    grouping = block or (Grouping() if granularity == "tensor" else Grouping(axis))
+    weight = dequantize(quantize(draw(*shape), Affine(TYPES[kind], symmetric), grouping)).astype(np.float32)
+    feeds = random_feeds(before, 1)
+    expected = Session(model(text, opset, ir_version, w=weight)).run(feeds)["y"]
+    # ONNX Runtime's QuantizeLinear divides in float32, so a value between two levels may fall to the other one.
+    bound = (1e-4 if form == "qdq" else 2e-6) * float(np.abs(expected).max())
+    np.testing.assert_allclose(Session(after).run(feeds)["y"], expected, rtol=0, atol=bound)
+    if kind != "int2" and (kind, form) != ("float8", "qdq"):  # OpenVINO has no int2 and rounds to float8 differently
+        assert_agree(after, feeds, 1e-4)
+    assert not run_alone(each, after)[1].rewritten
+
+
+def test_mul_is_folded_when_onnx_runtime_loads_the_model(tmp_path: Path) -> None:
+    before = model(LAYERS["conv"][0], w=draw(8, 6, 3, 3))
+    after = assert_rewrites(QuantizeWeights(representation="mul"), before, ops={"Conv": 1, "Cast": 1, "Mul": 1})
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    settings.log_severity_level = 4
+    ort.InferenceSession(after.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert "Conv" in kinds
+    assert not {"Cast", "Mul"} & set(kinds)
+
+
+def test_mul_needs_no_new_opset() -> None:
+    before = model("g (float[2,24] x) => (float[2,24] y) { y = MatMul(x, w) }", 9, 4, w=draw(24, 24))
+    assert QuantizeWeights(representation="mul").required_opset(GraphView(from_proto(before))) == 7
+    assert_rewrites(QuantizeWeights(representation="mul"), before, ops={"MatMul": 1, "Cast": 1, "Mul": 1})
+
+
+def outlier() -> NDArray[np.float32]:
+    weight = draw(64, 48)
+    weight[::32] *= 30
+    return weight
+
+
+def test_falls_back_to_finer_blocks_then_more_bits_then_float() -> None:
+    text = "g (float[2,64] x) => (float[2,48] y) { y = MatMul(x, w) }"
+    before = model(text, 21, 10, w=outlier())
+    told = [run_alone(QuantizeWeights(min_sqnr=floor), before)[1] for floor in (30.0, 38.0, 60.0, 200.0)]
+    assert "to int8 per channel of axis 1" in told[0].rewritten[0].detail
+    assert re.search(r"to int8 blocks of \d+ on axis 0, .* after int8 per channel", told[1].rewritten[0].detail)
+    assert re.search(r"to int16 .* after int8 per channel", told[2].rewritten[0].detail)
+    assert re.search(r"'w' keeps [\d.]+ dB at best, less than 200", told[3].skipped[0].reason)
+    assert QuantizeWeights(min_sqnr=30.0).required_opset(GraphView(from_proto(before))) == 21
+
+
+def correlated(seed: int = 5) -> NDArray[np.float32]:
+    rng = np.random.default_rng(seed)
+    return (rng.standard_normal((256, 4)) @ rng.standard_normal((4, 32)) + 1.0).astype(np.float32)
+
+
+@pytest.mark.parametrize("text", ["Gemm<transB=1>(x, w, b)", "Gemm<alpha=2.0, beta=0.5>(x, w, b)", "MatMul(x, w)"])
+def test_gptq_and_bias_correction_lose_less_on_the_data(text: str) -> None:
+    weights = {"w": draw(24, 32) if "transB" in text else draw(32, 24)} | ({"b": draw(24)} if "b)" in text else {})
+    proto = model(f"g (float[N,32] x) => (float[N,24] y) {{ y = {text} }}", 21, 10, **weights)
+    lost = []
+    tries: list[dict[str, Any]] = [{}, {"rounding": "gptq"}, {"rounding": "gptq", "bias_correction": True}]
+    for options in tries:
+        subject = from_proto(proto)
+        data = from_arrays({"x": correlated()}, subject)
+        result = QuantizeWeights(dtype="int4", **options).apply(GraphView(subject, calibration=data))
+        assert len(result.rewritten) == 1
+        y = Session(to_proto(subject)).run({"x": correlated()})["y"]
+        lost.append(float(np.square(y - Session(proto).run({"x": correlated()})["y"]).sum()))
+    assert lost[1] < 0.5 * lost[0]
+    assert lost[2] <= lost[1] * 1.0001
+
+
+def test_qdq_cannot_be_int2() -> None:
+    with pytest.raises(OptionError, match="int2"):
+        QuantizeWeights(dtype="int2", representation="qdq")
