@@ -116,6 +116,8 @@ class Session:
         settings.log_severity_level = _FATAL
         settings.intra_op_num_threads = self._threads
         settings.inter_op_num_threads = 1
+        # Threads that spin while they wait cost more than they gain where others need the processor.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self.optimize:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if folder is not None:
