@@ -1,5 +1,7 @@
 """fold-batchnorm: a model per case, with values that break careless arithmetic, and every refusal with its reason."""
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -11,7 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from graphopt.testing import assert_rewrites, assert_skips, model, run_alone
+from graphopt.numerics.compare import Comparer
+from graphopt.runtime.session import Session
+from graphopt.testing import assert_rewrites, assert_skips, count_ops, model, random_feeds, run_alone
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -872,6 +876,55 @@ def test_long_chains_are_given_up() -> None:
         f"g (float[N,4,4] x) => (float[N,4,4] y) {{ c0 = BatchNormalization(x, g, b, m, v) {steps} y = Conv(c700, w) }}"
     )
     assert_skips(FoldBatchNorm(), model(text, w=draw(4, 4, 1), **statistics(4)), "more than 256 operators")
+
+
+MODELS = sorted((Path(__file__).parents[2] / "models").glob("*.onnx"))
+
+
+@pytest.mark.parametrize("path", MODELS, ids=[path.stem for path in MODELS])
+def test_trained_networks_fold_completely(path: Path) -> None:
+    proto = onnx.load(path)
+    convs, gemms = (sum(node.op_type == op for node in proto.graph.node) for op in ("Conv", "Gemm"))
+    after, result = run_alone(FoldBatchNorm(), proto)
+    ops = count_ops(after)
+    assert "BatchNormalization" not in ops
+    assert (ops["Conv"], ops["Gemm"]) == (convs, gemms)
+    assert not result.skipped
+    for before_node, after_node in zip(convolutions(proto), convolutions(after), strict=True):
+        zero = [~array.reshape(len(array), -1).any(axis=1) for array in (before_node, after_node)]
+        assert (zero[1] | ~zero[0]).all(), "a zero filter is not zero any more"
+    check_outputs(proto, after, random_feeds(proto, 0))
+
+
+def convolutions(proto: onnx.ModelProto) -> list[NDArray[Any]]:
+    return [proto_array(proto, node.input[1]) for node in proto.graph.node if node.op_type == "Conv"]
+
+
+def check_outputs(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Arrays) -> None:
+    comparer = Comparer(FoldBatchNorm.contract)
+    comparer.add(Session(before, threads=1).run(feeds), Session(after, threads=1).run(feeds))
+    assert comparer.result().holds, comparer.result().problem
+
+
+OCR = [
+    ("ch_PP-OCRv4_rec_infer", 48, 160),
+    ("ch_ppocr_mobile_v2.0_cls_infer", 48, 192),
+    ("ch_PP-OCRv4_det_infer", 64, 96),
+]
+
+
+@pytest.mark.parametrize(("name", "height", "width"), OCR, ids=["recognition", "direction", "detection"])
+def test_paddle_ocr_networks_fold_completely(name: str, height: int, width: int) -> None:
+    spec = importlib.util.find_spec("rapidocr_onnxruntime")
+    if spec is None or spec.origin is None:
+        pytest.skip("the wheel of rapidocr-onnxruntime, which has these networks, is not installed")
+    proto = onnx.load(Path(spec.origin).parent / "models" / f"{name}.onnx")
+    after, result = run_alone(FoldBatchNorm(), proto)
+    assert "BatchNormalization" not in count_ops(after)
+    assert not result.skipped
+    strokes = np.random.default_rng(0).uniform(size=(2, 3, height, width // 4)) < 0.2
+    image = np.where(np.repeat(strokes, 4, axis=3), -1.5, 1.8).astype(np.float32)
+    check_outputs(proto, after, {proto.graph.input[0].name: image})
 
 
 def test_a_veto_is_kept() -> None:
