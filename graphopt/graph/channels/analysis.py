@@ -153,8 +153,12 @@ class Channels:
         witness = np.full(len(self.root), -1)
         reader = np.full(len(self.root), -1)
         fillers = self._fillers()
-        read = self.facts.view.readers
-        tensors = [tensor for key, tensor in self.labels.tensors.items() if key not in fillers and read(tensor)]
+        view = self.facts.view
+        tensors = [
+            tensor
+            for key, tensor in self.labels.tensors.items()
+            if key not in fillers and (view.readers(tensor) or view.is_output(tensor))
+        ]
         for index, tensor in enumerate(tensors):
             for axis, label in enumerate(self.labels.variables[id(tensor)]):
                 if label is None:
@@ -177,7 +181,10 @@ class Channels:
                 or self._why(tensors, int(witness[group]), int(reader[group]))
             )
             counts[site, reason] = counts.get((site, reason), 0) + 1
-        return [(site, f"{count} idle channels stay: {reason}") for (site, reason), count in counts.items()]
+        return [
+            (site, f"{count} idle channel{'s stay' if count > 1 else ' stays'}: {reason}")
+            for (site, reason), count in counts.items()
+        ]
 
     def _fillers(self) -> set[int]:
         """Return the tensors that no input of the model has a say in, such as starting states."""

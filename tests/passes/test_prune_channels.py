@@ -1,0 +1,317 @@
+"""prune-channels: what goes, what stays and why."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.graph import GraphView
+from graphopt.model import from_proto, load, to_proto
+from graphopt.registry import create
+from graphopt.runtime.session import Session
+from graphopt.testing import assert_rewrites, assert_skips, model, run_alone
+
+MODELS = Path(__file__).parents[2] / "models"
+RNG = np.random.default_rng(0)
+
+
+def weight(*shape: int, dead: tuple[int, ...] = (), axis: int = 0) -> np.ndarray:
+    """Draw a weight; some indices of one axis are nought."""
+    values = RNG.standard_normal(shape).astype(np.float32)
+    values[(slice(None),) * axis + (list(dead),)] = 0
+    return values
+
+
+def shape_of(proto: onnx.ModelProto, name: str) -> tuple[int, ...]:
+    """Return the shape of an initializer."""
+    return next(tuple(tensor.dims) for tensor in proto.graph.initializer if tensor.name == name)
+
+
+HEAD = "g (float[N,3,8,8] x) => (float[N,K,H,W] y)"
+
+
+def test_dead_filters_go_with_their_readers() -> None:
+    proto = model(
+        HEAD + " { a = Conv<pads=[1,1,1,1]>(x, w, b) r = Relu(a) y = Conv(r, v) }",
+        w=weight(6, 3, 3, 3, dead=(1, 4)),
+        b=weight(6, dead=(1, 4)),
+        v=weight(5, 6, 3, 3),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 2, "Relu": 1}, rewritten=1)
+    assert shape_of(after, "w") == (4, 3, 3, 3)
+    assert shape_of(after, "v") == (5, 4, 3, 3)
+
+
+def test_channels_that_nothing_reads_go() -> None:
+    proto = model(
+        HEAD + " { a = Conv(x, w) r = Sigmoid(a) y = Conv(r, v) }",
+        w=weight(6, 3, 3, 3),
+        v=weight(5, 6, 3, 3, dead=(0, 5), axis=1),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 2, "Sigmoid": 1})
+    assert shape_of(after, "w") == (4, 3, 3, 3)
+
+
+def test_constant_channels_go_into_the_next_bias() -> None:
+    proto = model(
+        HEAD + " { a = Conv(x, w) r = Sigmoid(a) y = Conv(r, v) }",
+        w=weight(6, 3, 3, 3, dead=(2, 3)),
+        v=weight(5, 6, 3, 3),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 2, "Sigmoid": 1})
+    assert shape_of(after, "v") == (5, 4, 3, 3)
+    assert len(after.graph.node[-1].input) == 3
+
+
+def test_constant_channels_merge_where_padding_sees_them() -> None:
+    proto = model(
+        HEAD + " { a = Conv(x, w) r = Sigmoid(a) y = Conv<pads=[1,1,1,1]>(r, v) }",
+        w=weight(6, 3, 3, 3, dead=(1, 2, 5)),
+        v=weight(5, 6, 3, 3),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 2, "Sigmoid": 1})
+    assert shape_of(after, "v") == (5, 4, 3, 3)
+
+
+def test_a_dead_residual_branch_goes_with_its_addition() -> None:
+    proto = model(
+        HEAD + " { a = Conv(x, s) r = Relu(a) b = Conv<pads=[1,1,1,1]>(r, w) c = Add(r, b) y = Conv(c, v) }",
+        s=weight(4, 3, 3, 3),
+        w=np.zeros((4, 4, 3, 3), np.float32),
+        v=weight(5, 4, 1, 1),
+    )
+    assert_rewrites(create("prune-channels"), proto, ops={"Conv": 2, "Relu": 1})
+
+
+def test_both_sides_of_an_addition() -> None:
+    proto = model(
+        HEAD + " { a = Conv(x, s) b = Conv(x, w) c = Add(a, b) y = Conv(c, v) }",
+        s=weight(6, 3, 3, 3, dead=(0, 1)),
+        w=weight(6, 3, 3, 3, dead=(1, 2)),
+        v=weight(5, 6, 1, 1),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 3, "Add": 1})
+    assert shape_of(after, "s") == (5, 3, 3, 3)
+    _, result = run_alone(create("prune-channels"), proto)
+    reasons = {skipped.reason for skipped in result.skipped}
+    assert reasons == {
+        f"1 idle channel stays: coupled with {name!r}, which is needed and not constant there" for name in "ab"
+    }
+
+
+def test_groups_lose_equally_many() -> None:
+    proto = model(
+        HEAD + " { a = Conv(x, w) b = Conv<group=2>(a, u) y = Conv(b, v) }",
+        w=weight(8, 3, 3, 3, dead=(0, 6, 7)),
+        u=weight(6, 4, 1, 1, dead=(2, 3)),
+        v=weight(5, 6, 1, 1),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 3})
+    assert shape_of(after, "w") == (6, 3, 3, 3)
+    assert shape_of(after, "u") == (4, 3, 1, 1)
+
+
+def test_a_channel_shuffle_follows() -> None:
+    proto = model(
+        HEAD
+        + """ { a = Conv(x, w) b = Reshape(a, wide) c = Transpose<perm=[0,2,1,3,4]>(b) d = Reshape(c, flat)
+        y = Conv(d, v) }""",
+        w=weight(8, 3, 3, 3, dead=(1, 5)),
+        wide=np.array([0, 2, 4, 6, 6]),
+        flat=np.array([0, 8, 6, 6]),
+        v=weight(5, 8, 1, 1),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 2, "Reshape": 2, "Transpose": 1})
+    assert shape_of(after, "w") == (6, 3, 3, 3)
+
+
+def test_attention_loses_a_head() -> None:
+    heads = [slice(8 * head, 8 * head + 8) for head in range(3)]
+    weights = {name: weight(24, 24) for name in "qkvo"}
+    weights["v"][:, heads[1]] = 0
+    proto = model(
+        """g (float[N,5,24] x) => (float[N,5,24] y) {
+        a = MatMul(x, q) b = MatMul(x, k) c = MatMul(x, v)
+        d = Reshape(a, s) e = Reshape(b, s) f = Reshape(c, s)
+        h = Transpose<perm=[0,2,1,3]>(d) i = Transpose<perm=[0,2,3,1]>(e) j = Transpose<perm=[0,2,1,3]>(f)
+        l = MatMul(h, i) m = Softmax<axis=-1>(l) n = MatMul(m, j) p = Transpose<perm=[0,2,1,3]>(n)
+        r = Reshape(p, t) y = MatMul(r, o) }""",
+        s=np.array([0, 5, 3, 8]),
+        t=np.array([0, 5, 24]),
+        **weights,
+    )
+    after = assert_rewrites(
+        create("prune-channels"), proto, ops={"MatMul": 6, "Reshape": 4, "Transpose": 4, "Softmax": 1}
+    )
+    assert [shape_of(after, name) for name in "qkvo"] == [(24, 16)] * 3 + [(16, 24)]
+
+
+def test_constants_behind_a_matmul_go_into_the_next_addition() -> None:
+    proto = model(
+        """g (float[N,4] x) => (float[N,3] y) { a = MatMul(x, w) b = Add(a, c) d = Sigmoid(b) e = MatMul(d, v)
+        y = Add(e, f) }""",
+        w=weight(4, 6, dead=(0, 3), axis=1),
+        c=weight(6),
+        v=weight(6, 3),
+        f=weight(3),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"MatMul": 2, "Add": 2, "Sigmoid": 1})
+    assert shape_of(after, "v") == (4, 3)
+
+
+def test_a_shared_weight_is_copied_on_write() -> None:
+    proto = model(
+        "g (float[N,3,4,4] x, float[N,3,4,4] z) => (float[N,3,H,W] y, float[N,6,I,J] u)"
+        " { a = Conv(x, w) y = Conv(a, v) u = Conv(z, w) }",
+        w=weight(6, 3, 1, 1),
+        v=weight(3, 6, 1, 1, dead=(1,), axis=1),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 3})
+    assert shape_of(after, "w") == (6, 3, 1, 1)
+
+
+def test_subgraphs_are_pruned_too() -> None:
+    proto = model(
+        """g (float[N,3,4,4] x, bool c) => (float[N,3,H,W] y) {
+        a = Conv(x, w)
+        y = If (c) <
+          then_branch = t () => (float[N,3,H,W] p) { p = Conv(a, v) },
+          else_branch = e () => (float[N,3,H,W] q) { d = Conv(x, w2) q = Conv(d, v2) }
+        > }""",
+        w=weight(6, 3, 1, 1, dead=(0, 1)),
+        v=weight(3, 6, 1, 1),
+        w2=weight(5, 3, 1, 1, dead=(2,)),
+        v2=weight(3, 5, 1, 1),
+    )
+    for choice in (True, False):
+        feeds = {"x": weight(2, 3, 4, 4), "c": np.array(choice)}
+        after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 1, "If": 1}, feeds=feeds)
+        assert shape_of(after, "w") == (4, 3, 1, 1)
+        assert shape_of(after, "w2") == (4, 3, 1, 1)
+
+
+def test_recurrent_units_go() -> None:
+    arrays = {"w": weight(1, 16, 3), "r": weight(1, 16, 4), "b": weight(1, 32)}
+    for array in arrays.values():
+        array[:, 1::4] = 0
+    proto = model(
+        """g (float[5,N,3] x) => (float[5,1,N,2] z) { y, h, c = LSTM<hidden_size=4>(x, w, r, b) z = MatMul(y, v) }""",
+        v=weight(4, 2),
+        **arrays,
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"LSTM": 1, "MatMul": 1})
+    assert shape_of(after, "r") == (1, 12, 3)
+
+
+def test_sizes_that_are_computed_follow() -> None:
+    proto = model(
+        HEAD
+        + """ { a = Conv(x, w) s = Shape(a) n = Gather(s, zero) m = Unsqueeze(n, zeros) q = Concat<axis=0>(m, rest)
+        r = Reshape(a, q) t = Transpose<perm=[0,2,1,3,4]>(r) f = Reshape(t, s) y = Conv(f, v) }""",
+        w=weight(8, 3, 3, 3, dead=(1, 5)),
+        zero=np.array(0),
+        zeros=np.array([0]),
+        rest=np.array([2, 4, 6, 6]),
+        v=weight(5, 8, 1, 1),
+    )
+    after, result = run_alone(create("prune-channels"), proto)
+    assert result.rewritten
+    assert shape_of(after, "w") == (6, 3, 3, 3)
+    feeds = {"x": weight(2, 3, 8, 8)}
+    before = Session(proto).run(feeds)["y"]
+    assert np.abs(before - Session(after).run(feeds)["y"]).max() <= 1e-5
+
+
+SKIPPED = {
+    "coupled with an output": (
+        HEAD + " { y = Conv(x, w) }",
+        {"w": weight(6, 3, 3, 3, dead=(1,))},
+        "'y' is an output of the model",
+    ),
+    "one side of an addition alive": (
+        HEAD + " { a = Conv(x, w) b = Conv(x, u) c = Add(a, b) y = Conv(c, v) }",
+        {"w": weight(6, 3, 1, 1, dead=(1,)), "u": weight(6, 3, 1, 1), "v": weight(5, 6, 1, 1)},
+        "coupled with 'b', which is needed and not constant there",
+    ),
+    "normalized across": (
+        "g (float[N,3] x) => (float[N,5] y) { a = MatMul(x, w) b = LayerNormalization(a, s) y = MatMul(b, v) }",
+        {"w": weight(3, 6, dead=(1,), axis=1), "s": weight(6), "v": weight(6, 5)},
+        "LayerNormalization 'b' works along axis 1",
+    ),
+    "softmax across": (
+        "g (float[N,3] x) => (float[N,5] y) { a = MatMul(x, w) b = Softmax<axis=1>(a) y = MatMul(b, v) }",
+        {"w": weight(3, 6, dead=(1,), axis=1), "v": weight(6, 5)},
+        "Softmax 'b' works along axis 1",
+    ),
+    "mean across channels": (
+        "g (float[N,3,4,4] x) => (float[N,1,4,4] y) { a = Conv(x, w) y = ReduceMean<axes=[1]>(a) }",
+        {"w": weight(6, 3, 1, 1, dead=(1,))},
+        "ReduceMean 'y' reduces axis 1",
+    ),
+    "unknown operator": (
+        "g (float[N,3,4,4] x) => (float[N,6,4,4] y) { a = Conv(x, w) y = LRN<size=3>(a) }",
+        {"w": weight(6, 3, 1, 1, dead=(1,))},
+        "read by LRN 'y', of which the analysis knows nothing",
+    ),
+    "a constant before padding": (
+        "g (float[N,3,4,4] x) => (float[N,5,4,4] y) { a = Conv(x, w) b = Sigmoid(a) y = Conv<pads=[1,1,1,1]>(b, v) }",
+        {"w": weight(6, 3, 1, 1, dead=(1,)), "v": weight(5, 6, 3, 3)},
+        "'b' holds a constant there that Conv 'y' cannot absorb",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+def test_skips(name: str) -> None:
+    text, weights, reason = SKIPPED[name]
+    assert_skips(create("prune-channels"), model(text, **weights), reason)
+
+
+def test_overridable_weights_stay() -> None:
+    proto = model(
+        "g (float[N,3,4,4] x, float[6,3,1,1] w) => (float[N,5,4,4] y) { a = Conv(x, w) y = Conv(a, v) }",
+        w=weight(6, 3, 1, 1, dead=(1,)),
+        v=weight(5, 6, 1, 1),
+    )
+    after, result = run_alone(create("prune-channels"), proto)
+    assert not result.rewritten
+    assert after.SerializeToString() == proto.SerializeToString()
+
+
+def test_a_vetoed_site_stays() -> None:
+    proto = model(
+        HEAD + " { a = Conv(x, w) b = Conv(a, u) y = Conv(b, v) }",
+        w=weight(6, 3, 1, 1, dead=(1,)),
+        u=weight(6, 6, 1, 1, dead=(2,)),
+        v=weight(5, 6, 1, 1),
+    )
+    subject = from_proto(proto)
+    result = create("prune-channels").apply(GraphView(subject, {"a": "not this one"}))
+    assert [rewritten.site for rewritten in result.rewritten] == ["b"]
+    assert ("a", "1 idle channel stays: not this one") in [(s.site, s.reason) for s in result.skipped]
+    assert shape_of(to_proto(subject), "w") == (6, 3, 1, 1)
+
+
+@pytest.mark.parametrize("fold", [False, True], ids=["with batch norms", "folded"])
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("fmnist_resnet14_zeroed", 0.60), ("fmnist_resnet14_filterzero", 0.48), ("fmnist_mobilenetv2s_zeroed", 0.33)],
+)
+def test_zeroed_networks(name: str, share: float, fold: bool) -> None:
+    subject = load(MODELS / f"{name}.onnx")
+    before = to_proto(subject)
+    if fold:
+        create("fold-batchnorm").apply(GraphView(subject))
+    create("prune-channels").apply(GraphView(subject))
+    after = to_proto(subject)
+    onnx.checker.check_model(after, full_check=True)
+    assert parameters(after) <= (1 - share) * parameters(before)
+    feeds = {"image": np.random.default_rng(0).standard_normal((16, 1, 28, 28)).astype(np.float32)}
+    assert np.abs(Session(before).run(feeds)["logits"] - Session(after).run(feeds)["logits"]).max() <= 1e-4
+
+
+def parameters(proto: onnx.ModelProto) -> int:
+    """Count the floats that are stored."""
+    stored = [tensor for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
+    return sum(int(np.prod(tensor.dims)) for tensor in stored)
