@@ -15,9 +15,14 @@ from graphopt.errors import GraphoptError
 from graphopt.graph.channels import ChannelGroup, Channels, channel_groups, zero
 from graphopt.graph.channels.choosing import Counts, Plan, Ranking
 from graphopt.graph.channels.cost import Cost
-from graphopt.graph.channels.importance import group_scores, read_tensors, scale_scores, weight_scores
+from graphopt.graph.channels.importance import (
+    group_scores,
+    read_tensors,
+    saliency_scores,
+    scale_scores,
+    weight_scores,
+)
 from graphopt.graph.channels.pools import Pool, channel_pools
-from graphopt.numerics.importance import Norm
 from graphopt.runtime.activity import mean_activity
 
 Scores = NDArray[np.float64]
@@ -116,27 +121,32 @@ class ZeroChannels(Pass):
     ) -> dict[int, float]:
         """Return a score for each group, NaN where the criterion has nothing to go by."""
         numbers = np.array([group.index for group in groups], dtype=np.int64)
-        if self.criterion == "random":
-            found = np.random.default_rng(self.seed).random(len(numbers))
-        elif self.criterion == "bn-gamma":
-            found = scale_scores(channels, numbers, self.aggregation)
-        elif self.criterion in ("activation", "gradient", "taylor"):
-            if view.calibration is None or view.calibration.generated:
-                told.missing = f"the {self.criterion} criterion needs calibration data (--data)"
-                return {}
-            if self.criterion == "activation":
-                found = self._activity(view, channels, numbers)
-            else:
-                try:
-                    saliency = gradient_saliency(view.model, view.calibration, self.criterion, limit=self.samples)
-                except GraphoptError as error:
-                    told.missing = str(error)
-                    return {}
-                found = weight_scores(channels, numbers, "l1", self.aggregation, saliency)
-        else:
-            norm: Norm = "l2" if self.criterion == "l2" else "l1"
-            found = weight_scores(channels, numbers, norm, self.aggregation)
+        try:
+            found = self._judged(view, channels, numbers)
+        except (Skip, GraphoptError) as reason:
+            told.missing = str(reason)
+            return {}
         return dict(zip(numbers.tolist(), found.tolist(), strict=True))
+
+    def _judged(self, view: GraphView, channels: Channels, numbers: NDArray[np.int64]) -> Scores:
+        """Return the scores of groups by the criterion.
+
+        Raises:
+            Skip: It takes data, and there are none.
+            GraphoptError: The model cannot be run or differentiated.
+        """
+        if self.criterion == "random":
+            return np.random.default_rng(self.seed).random(len(numbers))
+        if self.criterion == "bn-gamma":
+            return scale_scores(channels, numbers, self.aggregation)
+        if self.criterion == "l1" or self.criterion == "l2":
+            return weight_scores(channels, numbers, self.criterion, self.aggregation)
+        if view.calibration is None or view.calibration.generated:
+            raise Skip(f"the {self.criterion} criterion needs calibration data (--data)")
+        if self.criterion == "activation":
+            return self._activity(view, channels, numbers)
+        saliency = gradient_saliency(view.model, view.calibration, self.criterion, limit=self.samples)
+        return saliency_scores(channels, numbers, saliency, self.aggregation)
 
     def _activity(self, view: GraphView, channels: Channels, numbers: NDArray[np.int64]) -> Scores:
         """Score groups by the mean magnitude of what contractions read of them."""

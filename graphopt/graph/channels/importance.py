@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from graphopt.graph.channels.analysis import Channels
 from graphopt.graph.channels.cost import CONTRACTIONS
 from graphopt.graph.channels.labels import Label
+from graphopt.graph.channels.values import constant_of
 from graphopt.graph.view import is_op
 from graphopt.numerics.importance import Aggregation, Norm, Scores, aggregate, slice_norms
 
@@ -41,6 +42,27 @@ def weight_scores(channels: Channels, groups: Numbers, norm: Norm, how: Aggregat
                     own = place[channels.root[label]]
                     made[own[own >= 0]] = True
     return np.where(made, group_scores(channels, groups, parts, how), np.nan)
+
+
+def saliency_scores(
+    channels: Channels, groups: Numbers, saliency: Mapping[str, NDArray[np.float64]], how: Aggregation
+) -> Scores:
+    """Score groups by a measure given for each element of stored weights, by their names: its mean over a slice.
+
+    Counted are weights of at least two axes that feed a group; it is NaN for groups that have none of those given.
+    """
+
+    def members() -> Iterator[tuple[Label, Scores]]:
+        for use in channels.labels.uses.values():
+            tensor = use.node.inputs[use.slot]
+            source = constant_of(tensor)
+            values = None if source is None else saliency.get(str(source.name))
+            if values is not None and values.ndim > 1 and values.shape == channels.facts.shape(tensor):
+                for axis, label in use.axes.items():
+                    if use.roles[axis] == "feeds":
+                        yield label, slice_norms(values, axis, "l1")
+
+    return group_scores(channels, groups, members(), how)
 
 
 def scale_scores(channels: Channels, groups: Numbers, how: Aggregation) -> Scores:
