@@ -54,7 +54,7 @@ class PruneChannels(Pass):
         skipped = channels.survivors(gone, view.vetoes)
         return PassResult(
             (
-                *(Rewritten(site, f"{count} channels removed") for site, count in rewritten.items()),
+                *(Rewritten(site, f"{count} channel{'s' * (count > 1)} removed") for site, count in rewritten.items()),
                 *(Rewritten(site, "replaced by the constant that it computes") for site in replaced),
             ),
             tuple(Skipped(site, reason) for site, reason in skipped),
