@@ -1,11 +1,11 @@
 """Weights that a model keeps in files beside it."""
 
-import mmap
 from pathlib import Path
 
 from onnx import TensorProto
 
 from graphopt.errors import ModelError
+from graphopt.model.mapping import map_file
 from graphopt.model.weights import byte_size
 from graphopt.model.wire import Buffer, Span
 
@@ -58,8 +58,7 @@ class ExternalData:
                     problem = "is not a regular file" if file.exists() else "is missing"
                     raise ModelError(f"{label}: its external data {location!r} {problem}")
                 with file.open("rb") as handle:
-                    empty = not file.stat().st_size
-                    self._maps[file] = b"" if empty else mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+                    self._maps[file] = map_file(handle)
         except (OSError, RuntimeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise ModelError(f"{label}: cannot read its external data {location!r}: {reason}") from error

@@ -1,13 +1,12 @@
 """File to Model, with the weights left on disk."""
 
-import mmap
-import os
 from os import PathLike
 from pathlib import Path
 
 from graphopt.errors import ModelError
 from graphopt.model.external import ExternalData
 from graphopt.model.importer import read_model
+from graphopt.model.mapping import map_file
 from graphopt.model.model import Model
 from graphopt.model.wire import Buffer, WireError, strip
 
@@ -45,8 +44,9 @@ def _mapped(file: Path) -> Buffer:
         if not file.is_file():
             raise ModelError("not a file" if file.exists() else "no such file")
         with file.open("rb") as handle:
-            if not os.fstat(handle.fileno()).st_size:
-                raise ModelError("the file is empty")
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            buffer = map_file(handle)
+        if not buffer:
+            raise ModelError("the file is empty")
+        return buffer
     except OSError as error:
         raise ModelError(f"cannot read it: {error.strerror}") from error

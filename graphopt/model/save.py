@@ -5,7 +5,7 @@ import mmap
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
 from typing import IO, Any, Literal, TypeVar
@@ -14,6 +14,7 @@ from onnx import TensorProto
 
 from graphopt.errors import ModelError
 from graphopt.model.exporter import LIMIT, place_inside, weight_bytes, write_model
+from graphopt.model.mapping import MappedFile, copy_range
 from graphopt.model.model import Model
 from graphopt.model.weights import MappedValues
 from graphopt.model.wire import BIG, expand, marker
@@ -74,14 +75,14 @@ def _save_inline(model: Model, target: Path) -> bool:
     if sum(len(piece) if isinstance(piece, bytes) else lengths[piece] for piece in pieces) > LIMIT:
         return False
 
-    def stream() -> Iterator[bytes | memoryview]:
+    def write(file: IO[bytes]) -> None:
         for piece in pieces:
             if isinstance(piece, bytes):
-                yield piece
+                file.write(piece)
             else:
-                yield from _chunks(weights[piece])
+                _write_weight(file, weights[piece])
 
-    _write_whole(target, lambda file: file.writelines(stream()))
+    _write_whole(target, write)
     return True
 
 
@@ -122,7 +123,7 @@ def _append(file: IO[bytes], weight: Any, length: int) -> int:
     alignment = _PAGE if length >= 16 * _PAGE else 64
     start = -(-file.tell() // alignment) * alignment
     file.write(bytes(start - file.tell()))
-    file.writelines(_chunks(weight))
+    _write_weight(file, weight)
     return start
 
 
@@ -131,11 +132,14 @@ def _length(weight: Any) -> int:
     return int(weight.nbytes if isinstance(weight, MappedValues) else len(weight))
 
 
-def _chunks(weight: Any) -> Iterable[bytes | memoryview]:
-    """Return a weight's bytes, a few megabytes at a time."""
+def _write_weight(file: IO[bytes], weight: Any) -> None:
+    """Append a weight's bytes, a few megabytes at a time; unchanged ones of files go by way of the system."""
     if isinstance(weight, MappedValues):
-        return weight.chunks()
-    return (weight[place : place + _CHUNK] for place in range(0, len(weight), _CHUNK))
+        buffer, start, length = weight.span
+        if length < _CHUNK or not isinstance(buffer, MappedFile) or not copy_range(buffer, start, length, file):
+            file.writelines(weight.chunks())
+    else:
+        file.writelines(weight[place : place + _CHUNK] for place in range(0, len(weight), _CHUNK))
 
 
 def _data_files(target: Path) -> set[Path]:

@@ -66,10 +66,11 @@ class MappedValues(TensorValues):
         return np.frombuffer(buffer, self.dtype, count, start).reshape(self.shape)
 
     def chunks(self) -> Iterator[Raw]:
-        """Yield the tensor's raw bytes a few megabytes at a time."""
+        """Yield the tensor's raw bytes a few megabytes at a time, none of them copied."""
         buffer, start, length = self.span
+        view = memoryview(buffer)
         for place in range(start, start + length, _CHUNK):
-            yield buffer[place : min(place + _CHUNK, start + length)]
+            yield view[place : min(place + _CHUNK, start + length)]
 
 
 class SparseValues(TensorValues):
