@@ -40,8 +40,9 @@ class EliminateNoops(Pass):
     def run(self, view: GraphView) -> PassResult:
         """Sweep over the graph until nothing more is found."""
         rewritten: list[Rewritten] = []
+        facts = Facts(view.model)  # what holds of a tensor holds as long as the tensor is there
         while True:
-            facts, zero_signs = Facts(view.model), ZeroSigns(view)
+            zero_signs = ZeroSigns(view)
             found: list[Rewritten] = []
             skipped: list[Skipped] = []
             for node in view.nodes():

@@ -13,6 +13,7 @@ from graphopt.graph.folding import Plan, in_function, may_fold, plan_folds
 from graphopt.graph.symbolic import Facts
 from graphopt.graph.symbolic.attributes import attribute, tuple_of
 from graphopt.graph.symbolic.targets import expand_numbers, reshape_numbers
+from graphopt.graph.symbolic.values import LIMIT
 from graphopt.model.ir import make_constant
 from graphopt.model.weights import TensorValues
 from graphopt.runtime.evaluate import evaluate_nodes
@@ -58,12 +59,21 @@ class FoldConstants(Pass):
                 continue
             found = _replace(view, plan, values) + _simplify_targets(view, facts)
             view.edit.settle()
-            if not found:
-                break
             rewritten += found
+            if not found or not any(_is_news(facts, out, values) for out in plan.results):
+                break
         skipped = [Skipped(view.site(node), reason) for node, reason in plan.refused]
         moved, kept = _store_constants(view)
         return PassResult(tuple(rewritten + moved), tuple(skipped + kept))
+
+
+def _is_news(facts: Facts, tensor: gs.Tensor, values: dict[int, Array]) -> bool:
+    """Whether a computed value is of the kind that shapes come from, and was not known before."""
+    value = values[id(tensor)]
+    if value.dtype.kind not in "ib" or value.size > LIMIT:
+        return False
+    known = facts.value(tensor)
+    return known is None or not all(isinstance(entry, int) for entry in known.reshape(-1))
 
 
 def _compute(view: GraphView, facts: Facts, plan: Plan) -> tuple[dict[int, Array], dict[int, str]]:

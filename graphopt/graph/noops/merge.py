@@ -47,7 +47,7 @@ def _become_reshape(place: Place, source: gs.Tensor, numbers: list[int]) -> None
     edit, node, out = place.view.edit, place.node, place.node.outputs[0]
     target = edit.constant(f"{out.name}_shape", np.asarray(numbers, dtype=np.int64))
     edit.remove([node])
-    edit.add_node(node, "Reshape", [source, target], [out])
+    place.facts.adopt(edit.add_node(node, "Reshape", [source, target], [out]), node)
 
 
 def merge_reshapes(place: Place) -> str | None:
@@ -69,7 +69,7 @@ def plain_cast(place: Place) -> str | None:
         return None
     node, out = place.node, place.node.outputs[0]
     place.view.edit.remove([node])
-    place.view.edit.add_node(node, "Cast", [node.inputs[0]], [out], {"to": target})
+    place.facts.adopt(place.view.edit.add_node(node, "Cast", [node.inputs[0]], [out], {"to": target}), node)
     return "a plain Cast"
 
 
@@ -104,7 +104,8 @@ def split_at_once(place: Place) -> str | None:
         outputs.append(first)
     view.edit.remove([node, *readers])
     split = view.edit.constant(f"{node.outputs[0].name}_split", np.asarray(sizes, dtype=np.int64))
-    view.edit.add_node(node, "Split", [node.inputs[0], split], outputs, {"axis": attribute(node, "axis", 0)})
+    made = view.edit.add_node(node, "Split", [node.inputs[0], split], outputs, {"axis": attribute(node, "axis", 0)})
+    place.facts.adopt(made, node)
     return "a plain Split"
 
 

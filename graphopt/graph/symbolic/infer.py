@@ -42,7 +42,7 @@ class Facts:
         self._alive: list[gs.Tensor] = []  # ids are reused once an object is gone
         self._fed = {id(tensor) for tensor in model.overridable()}
         self._count = 0
-        self._opsets: dict[int, int] = {}
+        self._opsets: dict[int, tuple[int, gs.Node]] = {}
         self._sweep(model.graph, model.opset, trusted=True)
         for function in model.functions:
             self._sweep(function, function.opset or model.opset, trusted=False)
@@ -68,7 +68,11 @@ class Facts:
 
     def opset(self, node: gs.Node) -> int:
         """Return the version of the default domain that a node is read by; functions have their own."""
-        return self._opsets[id(node)]
+        return self._opsets[id(node)][0]
+
+    def adopt(self, node: gs.Node, other: gs.Node) -> None:
+        """Take in a node that a pass has put in the place of ``other``, with the same outputs."""
+        self._opsets[id(node)] = self._opsets[id(other)][0], node
 
     def _learn_constant(self, tensor: gs.Tensor) -> None:
         """Learn about an initializer when it is first asked for."""
@@ -111,7 +115,7 @@ class Facts:
             shape = None if declared is None else tuple(_declared(n) for n in declared)
             self._record(tensor, element_type(tensor), shape, None)
         for node in graph.nodes:
-            self._opsets[id(node)] = opset
+            self._opsets[id(node)] = opset, node
             self._visit(node, opset)
             for body in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
                 self._sweep(body, opset, trusted=False)
