@@ -35,12 +35,14 @@ class Plan:
         widen: Added to the last axis of images, so that height and width differ.
         style: "plain": normal floats, free integers below 10; "unit": floats from 0 to 1, integers 0 or 1; "small":
             floats close to 1, integers 1.
+        no_past: Whether axes named after a past, of decoders with a cache, are empty.
     """
 
     batch: int
     length: int
     widen: int = 0
     style: str = "plain"
+    no_past: bool = False
 
 
 def generate(model: Model, seed: int = 0) -> Data:
@@ -146,10 +148,7 @@ class _Drawer:
 
     def plans(self) -> Iterator[Plan]:
         """Yield ways to draw, the most natural first."""
-        images = any(
-            is_float_type(info.dtype) and info.shape is not None and len(info.shape) >= 4
-            for info in self._inputs.values()
-        )
+        images = any(_is_image(info) for info in self._inputs.values())
         if not self.dynamic:
             for style in STYLES:
                 yield Plan(1, 8, style=style)
@@ -157,6 +156,8 @@ class _Drawer:
         lengths = IMAGE_SIZES if images else SEQUENCE_SIZES
         yield Plan(2, lengths[0])
         yield Plan(1, lengths[1], widen=32 if images else 0)
+        yield Plan(2, lengths[0], no_past=True)
+        yield Plan(1, lengths[1], no_past=True)
         for style in STYLES:
             for batch in (1, 2) if style != "plain" else BATCHES:
                 for length in lengths if batch < 3 else lengths[:2]:
@@ -206,6 +207,8 @@ class _Drawer:
         """Return the size of a named axis; a name stands for one size wherever it occurs."""
         if name in self._demanded:
             return self._demanded[name]
+        if plan.no_past and "past" in name.lower():
+            return 0
         leads = any(info.shape and info.shape[0] == name for info in self._inputs.values())
         is_batch = "batch" in name.lower() or (leads and "seq" not in name.lower() and "len" not in name.lower())
         return plan.batch if is_batch else plan.length
@@ -255,6 +258,12 @@ class _Drawer:
             texts = kind.map_type.key_type == onnx.TensorProto.STRING
             return {key: float(rng.random()) for key in (self._words if texts else range(4))}
         raise DataError(f"cannot generate inputs of type {kind.WhichOneof('value')}, give the model data")
+
+
+def _is_image(info: TensorInfo) -> bool:
+    """Whether an input looks like images or volumes whose height and width are free."""
+    shape = info.shape or ()
+    return is_float_type(info.dtype) and len(shape) >= 4 and sum(not isinstance(dim, int) for dim in shape[1:]) >= 2
 
 
 def _with_rank(info: TensorInfo, roles: Roles) -> TensorInfo:

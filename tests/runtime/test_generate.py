@@ -108,6 +108,15 @@ def test_names_that_are_sums() -> None:
         assert feeds["c"].shape[1] == feeds["a"].shape[1] + feeds["b"].shape[1]
 
 
+def test_a_cache_may_have_to_be_empty() -> None:
+    one, two = drawn(
+        "g (float[N,past_len] a, float[N,seq] b, float[N,total] c) => (float[N,total] y) "
+        "{ t = Concat<axis = 1>(a, b) y = Add(t, c) }"
+    )
+    assert [feeds["a"].shape[1] for feeds in (one, two)] == [0, 0]
+    assert one["b"].shape != two["b"].shape
+
+
 @pytest.mark.parametrize(
     ("text", "axis", "length", "weight"),
     [
