@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from graphopt import GraphView, Lossy, Pass, PassResult, Rewritten, Skip, option
 from graphopt.graph.correspondence import Correspondence
+from graphopt.graph.kept import KeptChannels
 from graphopt.graph.linear import OPERATORS, LinearLayer, channel_rows, read_layer
 from graphopt.graph.view import is_op
 from graphopt.numerics.reconstruction import Layer, Moments, corrected_bias, ridge
@@ -45,6 +46,8 @@ class Reconstruct(Pass):
 
     A weight that is zero stays zero, and a channel without weights keeps its bias: what was pruned stays pruned.
     Quantized weights keep their integers; those layers, and ConvTranspose, get a bias only (``--method bias`` for all).
+
+    Where channels have been cut, the weights tell which are left, if nothing but a fold has touched them since.
 
     Every fifth sample is held out. A layer is kept as it was unless its error there falls by ``min_gain``; if the
     outputs of the whole model are then further from the original's than before, everything is. The contract looks back
@@ -101,6 +104,7 @@ class _Fit:
         self.original = GraphView(view.original)
         self.fitted: dict[str, _Parameters] = {}
         self._match = Correspondence(view, self.original)
+        self._kept = KeptChannels(view, self.original, self._match)
         self._pending = {id(node) for node in view.nodes(*OPERATORS)}
 
     def run(self) -> PassResult:
@@ -224,7 +228,8 @@ class _Fit:
             if scored:
                 _, target = min(scored, key=lambda pair: pair[0])
                 return replace(target, other=str(joined[1].name)) if residual and joined is not None else target
-        raise Skip(f"{layer.output.name!r} has another shape than {[*sums, *plain][0]!r} of the original")
+        lost = f"{layer.output.name!r} has another shape than {[*sums, *plain][0]!r} of the original"
+        raise Skip(f"{lost}, and its weights do not tell which channels are left")
 
     def _joined(self, tensor: gs.Tensor) -> tuple[gs.Tensor, gs.Tensor] | None:
         """Return the sum that only ``tensor`` and another branch go into, and that branch, if it is final by now."""
@@ -248,9 +253,15 @@ class _Fit:
         """Yield a candidate and how far the tensor is from it on the first batch, if the shapes allow it."""
         student, teacher, _ = next(self._batches([str(tensor.name)], [name]))
         given, wanted = np.asarray(student[str(tensor.name)]), np.asarray(teacher[name])
+        kept = None
+        if given.shape != wanted.shape and given.ndim == wanted.ndim and (kept := self._kept.of(tensor)) is not None:
+            axis = 1 if given.ndim > 2 and self.view.producer(tensor, "MatMul") is None else -1
+            if kept.max() >= wanted.shape[axis]:
+                return
+            wanted = wanted.take(kept, axis=axis)
         if given.shape == wanted.shape and wanted.dtype.kind == "f":
             wide = wanted.astype(np.float64)
-            yield float(np.square(given - wide).mean() / (wide.var() or 1.0)), _Target(name)
+            yield float(np.square(given - wide).mean() / (wide.var() or 1.0)), _Target(name, kept)
 
     # -- activations ---------------------------------------------------------------------------------------------------
 

@@ -107,6 +107,31 @@ def test_a_second_run_does_nothing() -> None:
     assert twice.SerializeToString() == once.SerializeToString()
 
 
+def test_a_pruned_model_is_fitted_to_the_channels_that_are_left() -> None:
+    """Cut exactly, fitting gives what fitting before the cut gives."""
+    teacher, student = model(NET, **weights()), model(NET, **damaged(weights()))
+    cut = from_proto(student)
+    create("prune-channels").apply(GraphView(cut))
+    assert to_proto(cut).graph.initializer != student.graph.initializer
+    after, result = run(to_proto(cut), teacher)
+    assert {each.site for each in result.rewritten} == {"c", "m", "y"}
+    assert stored(after)["w3"].shape == (6, 6, 1, 1)
+    whole, _ = run(student, teacher)
+    assert error(after, teacher) == pytest.approx(error(whole, teacher), rel=0.05)
+
+
+def test_channels_that_weights_do_not_tell_are_left_alone() -> None:
+    given = weights()
+    cut = {name: np.delete(given[name], [1, 5], 0) for name in ("w1", "b1", "w2", "b2", "w3", "b3")}
+    cut["w3"] = np.delete(cut["w3"], [1, 5], 1)
+    cut["w4"] = np.delete(given["w4"], [1, 5], 0)
+    cut["w1"] = cut["w1"][::-1].copy()
+    student = model(NET.replace("group = 8", "group = 6"), **{**given, **cut})
+    _, result = run(student, model(NET, **given))
+    told = {each.site: each.reason for each in result.skipped}
+    assert "its weights do not tell which channels are left" in told["a"]
+
+
 def test_the_branch_beside_an_add_is_made_up_for() -> None:
     """The first convolution is wrong and vetoed: the third has to bring the sum right, not its own output."""
     text = """g (float[N,3,9,9] x) => (float[N,4,9,9] y) {
