@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts, Mask, Vector
 from graphopt.graph.channels.labels import Label, Labels
+from graphopt.graph.channels.quantization import is_readable, readable
 from graphopt.graph.channels.table import Transfer, register
 from graphopt.graph.edit import Edit, cast
 from graphopt.result import Skip
@@ -31,9 +32,12 @@ def fold_bias(node: gs.Node, cut: Cut, delta: Vector, outs: int) -> None:
     if not delta.any():
         return
     present = len(node.inputs) > 2 and bool(node.inputs[2].name)
-    bias = cut.facts.array(node.inputs[2]) if present else np.zeros(outs)
-    if bias is not None:
-        cut.give(node, 2, bias.astype(np.float64) + delta, like=node.inputs[1], keep=cut.kept(node.outputs[0], 1))
+    stored = cut.facts.array(node.inputs[2]) if present else None
+    weight = readable(node.inputs[1], cut.facts)
+    if weight is not None and (stored is not None or not present):
+        bias = np.zeros(outs, weight.dtype) if stored is None else stored
+        total = bias.astype(np.float64) + delta
+        cut.give(node, 2, total, dtype=bias.dtype, keep=cut.kept(node.outputs[0], 1))
 
 
 def add_bias(node: gs.Node, cut: Cut, delta: Vector) -> None:
@@ -46,7 +50,7 @@ def add_bias(node: gs.Node, cut: Cut, delta: Vector) -> None:
         if bias is not None and bias.size == bias.shape[-1] == len(delta):
             cut.give(readers[0], slot, bias.astype(np.float64) + delta)
             return
-    weight = facts.array(node.inputs[1])
+    weight = readable(node.inputs[1], facts)
     assert weight is not None
     kept = cut.kept(out, -1)
     if facts.dim(out, -1) == len(delta):
@@ -179,7 +183,7 @@ class MatrixProduct(Transfer):
 
     def _foldable(self, node: gs.Node, facts: Facts, side: int, other: gs.Tensor) -> bool:
         """Whether known values that come in on ``side`` can go into a bias, or into an Add that takes its place."""
-        if side != 0 or not facts.is_constant(other) or facts.rank(other) != 2:
+        if side != 0 or not is_readable(other, facts) or facts.rank(other) != 2:
             return False
         if node.op == "MatMul":
             return True
@@ -241,7 +245,7 @@ def matrix_of(node: gs.Node, facts: Facts, side: int, product: Product) -> NDArr
     tensor = node.inputs[side]
     if facts.rank(tensor) != 2:
         return None
-    array = facts.array(tensor)
+    array = readable(tensor, facts)
     if array is None:
         return None
     return array if product.inner[side] == -2 else array.T

@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from graphopt.graph.channels.contraction import absorbed, fold_bias, sums
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts, Mask, Vector
-from graphopt.graph.channels.labels import Label, Labels
+from graphopt.graph.channels.labels import Label, Labels, describe
+from graphopt.graph.channels.quantization import is_readable, readable
 from graphopt.graph.channels.table import Transfer, register
 
 
@@ -45,8 +46,11 @@ class Convolution(Transfer):
         reads = layout.nonzero(node, facts) & live.reshape(layout.group, -1, 1)
         known = facts.uniform(node.inputs[0], 1)
         bias = not _has_bias(node) or facts.is_constant(node.inputs[2])
-        stored = facts.is_constant(node.inputs[1])
-        foldable = stored and (bias if layout.borderless else layout.group == 1)
+        weight = node.inputs[1]
+        if layout.borderless:
+            foldable = bias and is_readable(weight, facts)
+        else:
+            foldable = layout.group == 1 and facts.is_constant(weight)
         read = reads.any(axis=1).ravel()
         mask = read & ~absorbed(known, read, foldable)
         if known is not None and not layout.borderless and (constant := read & ~mask & (known != 0)).any():
@@ -84,22 +88,21 @@ class Convolution(Transfer):
         self, node: gs.Node, facts: Facts, labels: Labels, layout: "Layout", ins: Label | None
     ) -> Label | None:
         """Couple the channels of a grouped convolution so that each group loses the same number, or goes whole."""
-        if not facts.is_constant(node.inputs[1]) or ins is None:
-            reason = f"the groups of {node.op} {node.outputs[0].name!r} cannot be cut"
-            labels.block(ins, reason + (": its weight is computed" if ins is not None else ""))
-            labels.block_input(node, 1, reason)
-            return None
+        stored = facts.is_constant(node.inputs[1])
+        if ins is None or (not stored and layout.transposed):
+            return self._blocked_groups(node, labels, layout, ins)
         dead_in = ~facts.needed(node.inputs[0], 1).reshape(layout.group, -1)
         dead_out = ~facts.needed(node.outputs[0], 1).reshape(layout.group, -1)
         whole = (dead_in.all(axis=1) & dead_out.all(axis=1)).sum() * dead_in.shape[1]
         even = dead_in.sum(axis=1).min() * layout.group
-        together = dead_in.shape[1] == 1 or dead_out.shape[1] == 1 or whole > even
+        together = dead_in.shape[1] == 1 or dead_out.shape[1] == 1 or whole > even or not stored
         if layout.out_axis == 0:
             outs = labels.axis(node, 1, 0, "feeds")
         else:
             outs = labels.fresh(layout.outs, node, 1)
             labels.attach(node, 1, 0, ins, "feeds" if together else "reads")
-        assert outs is not None
+        if outs is None:
+            return self._blocked_groups(node, labels, layout, ins)
         matrix_in, matrix_out = ins.reshape(layout.group, -1), outs.reshape(layout.group, -1)
         if together:
             labels.merge(np.concatenate([matrix_in, matrix_out], axis=1))
@@ -107,6 +110,15 @@ class Convolution(Transfer):
         for matrix, dead in ((matrix_in, dead_in), (matrix_out, dead_out)):
             order = np.argsort(~dead, axis=1, kind="stable")
             labels.merge(np.take_along_axis(matrix, order, axis=1).T)
+        return outs
+
+    def _blocked_groups(self, node: gs.Node, labels: Labels, layout: "Layout", ins: Label | None) -> Label | None:
+        """Say that neither inputs nor outputs of a grouped convolution can be cut."""
+        why = "its input is fixed" if ins is None else "its weight is computed"
+        outs = labels.axis(node, 1, 0, "feeds") if layout.out_axis == 0 else None
+        for label in (ins, outs):
+            labels.block(label, f"the groups of {describe(node)} cannot be cut: {why}")
+        labels.block_input(node, 1, f"the groups of {describe(node)} cannot be cut: {why}")
         return outs
 
     def cut(self, node: gs.Node, cut: Cut) -> None:
@@ -129,27 +141,22 @@ class Convolution(Transfer):
             elif known is not None and (chosen := cut.facts.memory.get((id(node), "chosen"))) is not None:
                 weight = layout.merged(arranged, known, gone, chosen)
         if layout.group > 1:
-            arranged = (
-                layout.arranged(node, cut.facts) if gone.any() or not cut.kept(node.outputs[0], 1).all() else None
-            )
-            if arranged is not None:
-                self._cut_groups(node, cut, layout, arranged, ~gone)
+            if gone.any() or not cut.kept(node.outputs[0], 1).all():
+                self._cut_groups(node, cut, layout, ~gone)
         elif weight is not None:
             cut.give(node, 1, weight)
 
-    def _cut_groups(
-        self, node: gs.Node, cut: Cut, layout: "Layout", arranged: NDArray[np.generic], keep_in: Mask
-    ) -> None:
+    def _cut_groups(self, node: gs.Node, cut: Cut, layout: "Layout", keep_in: Mask) -> None:
         """Slice a weight of groups by what each group keeps; groups that keep nothing go."""
         keep_out = cut.kept(node.outputs[0], 1).reshape(layout.group, -1)
         rows = keep_in.reshape(layout.group, -1)
-        blocks = [
-            arranged[index][keep_out[index]][:, rows[index]]
-            for index in range(layout.group)
-            if rows[index].any() or keep_out[index].any()
-        ]
-        cut.replace(node, 1, layout.restored(np.stack(blocks)))
-        cut.attribute(node, "group", len(blocks))
+        groups = np.flatnonzero(rows.any(axis=1) | keep_out.any(axis=1))
+        cut.attribute(node, "group", len(groups))
+        if cut.facts.is_constant(node.inputs[1]):
+            arranged = layout.arranged(node, cut.facts)
+            assert arranged is not None
+            blocks = [arranged[index][keep_out[index]][:, rows[index]] for index in groups]
+            cut.replace(node, 1, layout.restored(np.stack(blocks)))
 
 
 class Layout:
@@ -197,7 +204,7 @@ class Layout:
 
     def arranged(self, node: gs.Node, facts: Facts) -> NDArray[np.generic] | None:
         """Return the weight as [group, out / group, in / group, ...], or None if it is not constant."""
-        weight = facts.array(node.inputs[1])
+        weight = readable(node.inputs[1], facts)
         if weight is None:
             return None
         shape = (self.group, -1, *weight.shape[1:])

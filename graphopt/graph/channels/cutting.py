@@ -32,7 +32,7 @@ class Cut:
     def __init__(self, facts: Facts, labels: Labels, gone: Mask) -> None:
         """Plan the removal of every label for which ``gone`` is True."""
         self.facts, self.labels, self.gone = facts, labels, gone
-        self._given: dict[tuple[int, int], tuple[gs.Node, int, NDArray[Any], gs.Tensor]] = {}
+        self._given: dict[tuple[int, int], tuple[gs.Node, int, NDArray[Any], Any]] = {}
         self._final: set[tuple[int, int]] = set()
         self._steps: list[Callable[[Edit], None]] = []
         self._stored: dict[int, set[int]] | None = None
@@ -69,29 +69,26 @@ class Cut:
 
     # -- plans ---------------------------------------------------------------------------------------------------------
 
-    def give(
-        self, node: gs.Node, slot: int, values: NDArray[Any], like: gs.Tensor | None = None, keep: Mask | None = None
-    ) -> None:
+    def give(self, node: gs.Node, slot: int, values: NDArray[Any], dtype: Any = None, keep: Mask | None = None) -> None:
         """Plan new values, still uncut, for a constant slot; labelled axes are cut after that.
 
         Args:
             node: The node that reads them.
             slot: The input slot, which may be absent so far.
             values: The values before the cut.
-            like: A tensor that has the element type if the slot is empty.
+            dtype: The element type; that of what is there if not given.
             keep: What stays along the last axis if the slot has no labels.
         """
-        old = node.inputs[slot] if slot < len(node.inputs) and node.inputs[slot].name else None
-        use = self.labels.uses.get((id(node), slot))
-        if use is None and keep is not None and values.shape[-1] == len(keep):
+        if (id(node), slot) not in self.labels.uses and keep is not None and values.shape[-1] == len(keep):
             values = values[..., keep]
-        source = old if old is not None else like
-        assert source is not None
-        self._given[id(node), slot] = (node, slot, values, source)
+        if dtype is None:
+            old = self.facts.array(node.inputs[slot])
+            dtype = values.dtype if old is None else old.dtype
+        self._given[id(node), slot] = (node, slot, values, dtype)
 
     def replace(self, node: gs.Node, slot: int, values: NDArray[Any]) -> None:
         """Plan new values for a constant slot, cut already."""
-        self._given[id(node), slot] = (node, slot, values, node.inputs[slot])
+        self._given[id(node), slot] = (node, slot, values, values.dtype)
         self._final.add((id(node), slot))
 
     def attribute(self, node: gs.Node, name: str, value: Any) -> None:
@@ -173,12 +170,8 @@ class Cut:
             Refusal: A folded value overflows its type; nothing has been changed then.
         """
         constants = self._constants()
-        touched: list[gs.Tensor] = []
         made: dict[tuple[Any, ...], gs.Constant] = {}
         for node, slot, array, key in constants:
-            old = node.inputs[slot] if slot < len(node.inputs) else None
-            if old is not None and old.name:
-                touched.append(old)
             if key in made:
                 edit.set_input(node, slot, made[key])
             else:
@@ -190,7 +183,6 @@ class Cut:
             changes = self.changes(tensor)
             if changes and tensor.shape is not None and len(tensor.shape) == len(self.labels.variables[id(tensor)]):
                 tensor.shape = [changes.get(axis, size) for axis, size in enumerate(tensor.shape)]
-        remove_unread(edit, touched)
 
     def _constants(self) -> list[tuple[gs.Node, int, NDArray[Any], tuple[Any, ...]]]:
         """Return every slot that gets a new constant, with a key that equal constants have in common."""
@@ -199,42 +191,27 @@ class Cut:
             key: (given[0], given[1], self.labels.uses.get(key)) for key, given in self._given.items()
         }
         slots |= {key: (use.node, use.slot, use) for key, use in self.labels.uses.items()}
-        for key, (node, slot, use) in slots.items():
+        for place, (node, slot, use) in slots.items():
+            key: tuple[Any, ...] = place
             masks = {axis: ~self.gone[label] for axis, label in use.axes.items()} if use is not None else {}
             masks = {axis: mask for axis, mask in masks.items() if not mask.all()}
-            given = self._given.get(key)
+            given = self._given.get(place)
             if given is None and not masks:
                 continue
-            source = given[3] if given is not None else node.inputs[slot]
-            array = given[2] if given is not None else self.facts.array(source)
+            array = self.facts.array(node.inputs[slot]) if given is None else given[2]
             if array is None:
-                self.refuse(node, f"{source.name!r} cannot be read")
-            if key not in self._final:
+                self.refuse(node, f"{node.inputs[slot].name!r} cannot be read")
+            dtype = array.dtype if given is None else given[3]
+            if place not in self._final:
                 for axis, mask in masks.items():
                     array = np.compress(mask, array, axis=axis)
-            own = self.facts.array(source)
-            try:
-                array = cast(array, array.dtype if own is None else own.dtype, str(source.name))
-            except Skip as overflow:
-                self.refuse(node, str(overflow))
-            root = (constant_of(source) or source) if given is None else None
-            shared = (id(root), *((axis, mask.tobytes()) for axis, mask in sorted(masks.items())))
-            found.append((node, slot, array, shared if root is not None else key))
+            if given is None:
+                root = constant_of(node.inputs[slot]) or node.inputs[slot]
+                key = (id(root), *((axis, mask.tobytes()) for axis, mask in sorted(masks.items())))
+            else:
+                try:
+                    array = cast(array, dtype, str(node.outputs[0].name))
+                except Skip as overflow:
+                    self.refuse(node, str(overflow))
+            found.append((node, slot, array, key))
         return found
-
-
-def remove_unread(edit: Edit, tensors: list[gs.Tensor]) -> None:
-    """Remove the producers of tensors that nothing reads any more, and theirs in turn."""
-    waiting = list(tensors)
-    while waiting:
-        tensor = waiting.pop()
-        for node in list(tensor.inputs):
-            if edit.is_removed(node) or any(_is_read(edit, out) for out in node.outputs):
-                continue
-            edit.remove([node])
-            waiting += node.inputs
-
-
-def _is_read(edit: Edit, tensor: gs.Tensor) -> bool:
-    """Whether a node that stays reads a tensor, or a graph gives it out."""
-    return edit.is_output(tensor) or any(not edit.is_removed(reader) for reader in tensor.outputs)

@@ -74,11 +74,8 @@ class Squeeze(Moving):
             axes = facts.integers(node.inputs[1])
             if axes is None:
                 return None
-        if axes is None:
-            sizes = [facts.dim(node.inputs[0], axis) for axis in range(rank)]
-            if None in sizes:
-                return None
-            axes = [axis for axis, size in enumerate(sizes) if size == 1]
+        if axes is None:  # an axis that is cut to one index would go too
+            return None
         long = max(rank, out_rank)
         rest = [axis for axis in range(long) if axis not in {int(axis) % long for axis in axes}]
         if len(rest) != min(rank, out_rank):
