@@ -133,6 +133,16 @@ def check_tensor(tensor: TensorProto, length: int | None = None) -> None:
         raise ModelError(f"{label} of dims {list(tensor.dims)} needs {count} values, it has {found}")
 
 
+def check_name(name: str) -> None:
+    """Check a name that ties a graph together; protobuf gives one that is not UTF-8 as bytes, and takes none.
+
+    Raises:
+        ModelError: It is not UTF-8.
+    """
+    if not isinstance(name, str):
+        raise ModelError(f"the name {name!r} is not UTF-8")
+
+
 def check_dims(dims: Iterable[int], label: str) -> None:
     """Check the dims of stored data.
 

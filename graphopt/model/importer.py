@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from graphopt.errors import ModelError
 from graphopt.model.attributes import read_attribute
-from graphopt.model.check import check_dims, check_element_type, check_header, check_tensor, check_type
+from graphopt.model.check import check_dims, check_element_type, check_header, check_name, check_tensor, check_type
 from graphopt.model.ir import (
     Constant,
     Graph,
@@ -126,6 +126,7 @@ class _Reader:
         for constant in initializers:
             if not constant.name:
                 raise ModelError("an initializer has no name")
+            check_name(constant.name)
             if constant.name in scope.maps[0]:
                 raise ModelError(f"two initializers are named {constant.name!r}")
             scope.maps[0][constant.name] = constant
@@ -146,6 +147,7 @@ class _Reader:
         if len(set(names)) != len(names) or "" in names:
             raise ModelError(f"two inputs have the same name, or one has none: {list(names)}")
         for name in names:
+            check_name(name)
             scope.maps[0].setdefault(name, make_variable(name))
 
     def _nodes(self, protos: Sequence[onnx.NodeProto], scope: Scope) -> list[Node]:
@@ -155,6 +157,7 @@ class _Reader:
             for name in proto.output:
                 if not name:
                     continue
+                check_name(name)
                 if name in local:
                     raise ModelError(f"{name!r} is produced twice, the second time by a {proto.op_type} node")
                 local[name] = make_variable(name)
@@ -163,7 +166,9 @@ class _Reader:
     def _node(self, proto: onnx.NodeProto, scope: Scope) -> Node:
         """Read one node."""
         attributes: dict[str, Any] = {}
+        check_name(proto.op_type)
         for attribute in proto.attribute:
+            check_name(attribute.name)
             if attribute.name in attributes:
                 raise ModelError(f"the {proto.op_type} node {proto.name!r} has two attributes {attribute.name!r}")
             attributes[attribute.name] = read_attribute(

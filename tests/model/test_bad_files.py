@@ -180,6 +180,23 @@ def test_unusable_graph(name: str, tmp_path: Path) -> None:
         from_proto(model)
 
 
+NAMES = {
+    "output": "m.graph.node[0].output[0] = m.graph.node[1].input[0] = 'NAME'",
+    "operator": "m.graph.node[0].op_type = 'NAME'",
+    "attribute": "m.graph.node[0].attribute.add(name='NAME', type=4).t.CopyFrom(T(data_type=1, dims=[0]))",
+    "input": "m.graph.input[0].name = m.graph.node[0].input[0] = 'NAME'",
+    "initializer": "m.graph.initializer.append(T(name='NAME', data_type=1, dims=[0]))",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_names_that_are_not_utf8(name: str, tmp_path: Path) -> None:
+    model = relu()
+    change(NAMES[name])(model)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString().replace(b"NAME", b"\xff\xfe\xfd\xfc"))
+    refused(tmp_path / "m.onnx", "is not UTF-8")
+
+
 def external(folder: Path, location: str, data: bytes = bytes(4000), **entries: str) -> Path:
     """Write a model with one weight of 1000 floats at ``location``, and a file of 4,000 bytes at w.bin."""
     (folder / "models").mkdir()

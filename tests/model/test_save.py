@@ -1,5 +1,7 @@
 """Saving is whole or not at all, streams, and puts weights where it was told to."""
 
+import errno
+import gc
 import os
 import signal
 import stat
@@ -227,3 +229,34 @@ def test_loading_and_saving_do_not_keep_weights(tmp_path: Path) -> None:
     save(model, tmp_path / "n.onnx")
     save(model, tmp_path / "o.onnx", "always")
     assert all(a is b for a, b in zip(before, weights_from_disk(model), strict=True))
+
+
+@pytest.mark.parametrize("policy", ["never", "always"])
+@pytest.mark.parametrize("supported", [True, False], ids=["copied by the system", "copied by hand"])
+def test_big_unchanged_weights_come_out_right(
+    policy: str, supported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = proto(1_200_000)
+    (tmp_path / "a.onnx").write_bytes(before.SerializeToString())
+    if not supported:
+
+        def refuse(*_: object) -> int:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+        monkeypatch.setattr(os, "copy_file_range", refuse)
+    save(load(tmp_path / "a.onnx"), tmp_path / "b.onnx", policy)
+    save(load(tmp_path / "b.onnx"), tmp_path / "b.onnx", policy)
+    save(load(tmp_path / "b.onnx"), tmp_path / "c.onnx", "never")
+    assert (tmp_path / "c.onnx").read_bytes() == before.SerializeToString()
+
+
+def test_no_file_stays_open(tmp_path: Path) -> None:
+    (tmp_path / "a.onnx").write_bytes(proto().SerializeToString())
+    gc.collect()
+    opened = len(os.listdir("/proc/self/fd"))
+    for _ in range(5):
+        model = load(tmp_path / "a.onnx")
+        save(model, tmp_path / "b.onnx")
+        del model
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == opened
