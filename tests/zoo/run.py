@@ -22,14 +22,14 @@ from onnx.reference import ReferenceEvaluator
 from rehydrate import names, rehydrate
 
 import graphopt
-from graphopt.contract import Contract, FloatExact, Lossy
+from graphopt.contract import Contract, Lossy
 from graphopt.numerics.compare import Comparer
 from graphopt.report import Report
 from graphopt.runtime.feeds import Feeds, generate
 from graphopt.runtime.session import Session
 
-SAME = FloatExact(rtol=1e-3, atol=1e-4)
-"""What two runtimes may differ by on one model."""
+SAME = Lossy(50)
+"""What two runtimes may differ by on one model: drawn weights can blow rounding errors up to a thousandth."""
 
 FUSED = Lossy(30)
 """What ONNX Runtime may lose with its optimizations on."""
