@@ -315,3 +315,86 @@ def parameters(proto: onnx.ModelProto) -> int:
     """Count the floats that are stored."""
     stored = [tensor for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT]
     return sum(int(np.prod(tensor.dims)) for tensor in stored)
+
+
+def test_group_normalization_loses_whole_groups() -> None:
+    scale, shift = weight(6), weight(6)
+    scale[3:] = shift[3:] = 0
+    proto = model(
+        HEAD + " { a = Conv(x, w) b = GroupNormalization<num_groups=3>(a, s, t) y = Conv(b, v) }",
+        opset=21,
+        w=weight(6, 3, 1, 1),
+        s=scale,
+        t=shift,
+        v=weight(5, 6, 1, 1),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 2, "GroupNormalization": 1}, rewritten=1)
+    assert shape_of(after, "w") == (4, 3, 1, 1)
+    assert shape_of(after, "s") == (4,)
+
+
+def test_quantized_weights_are_cut_as_they_are() -> None:
+    integers = RNG.integers(-100, 100, (6, 3, 3, 3)).astype(np.int8)
+    integers[[1, 4]] = 0
+    proto = model(
+        HEAD + " { w = DequantizeLinear<axis=0>(q, s) a = Conv<pads=[1,1,1,1]>(x, w) r = Relu(a) y = Conv(r, v) }",
+        q=integers,
+        s=np.abs(weight(6)) + 0.01,
+        v=weight(5, 6, 3, 3),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"DequantizeLinear": 1, "Conv": 2, "Relu": 1})
+    assert shape_of(after, "q") == (4, 3, 3, 3)
+    assert shape_of(after, "s") == (4,)
+    assert next(t.data_type for t in after.graph.initializer if t.name == "q") == onnx.TensorProto.INT8
+
+
+def test_a_quantized_depthwise_weight_is_cut_too() -> None:
+    integers = RNG.integers(1, 100, (6, 1, 3, 3)).astype(np.int8)
+    proto = model(
+        HEAD
+        + " { a = Conv(x, w) r = Relu(a) d = DequantizeLinear<axis=0>(q, s) b = Conv<group=6>(r, d) y = Conv(b, v) }",
+        w=weight(6, 3, 1, 1, dead=(0, 5)),
+        q=integers,
+        s=np.abs(weight(6)) + 0.01,
+        v=weight(5, 6, 1, 1),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"DequantizeLinear": 1, "Conv": 3, "Relu": 1})
+    assert shape_of(after, "q") == (4, 1, 3, 3)
+
+
+def test_half_precision() -> None:
+    half = {"w": weight(6, 3, 3, 3, dead=(2, 3)), "v": weight(5, 6, 3, 3), "b": weight(5)}
+    proto = model(
+        "g (float16[N,3,8,8] x) => (float16[N,5,H,W] y) { a = Conv(x, w) r = Sigmoid(a) y = Conv(r, v, b) }",
+        **{name: array.astype(np.float16) for name, array in half.items()},
+    )
+    after, result = run_alone(create("prune-channels"), proto)
+    assert [rewritten.detail for rewritten in result.rewritten] == ["2 channels removed"]
+    assert {tensor.data_type for tensor in after.graph.initializer} == {onnx.TensorProto.FLOAT16}
+    feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float16)}
+    before = Session(proto).run(feeds)["y"].astype(np.float64)
+    assert np.abs(before - Session(after).run(feeds)["y"]).max() <= 4e-3 * np.abs(before).max()
+
+
+def test_a_bias_that_would_overflow_stays() -> None:
+    huge = np.full((5, 6, 3, 3), 6e4, np.float16)
+    proto = model(
+        "g (float16[N,3,8,8] x) => (float16[N,5,H,W] y) { a = Conv(x, w) r = Sigmoid(a) y = Conv(r, v) }",
+        w=weight(6, 3, 3, 3, dead=(2, 3)).astype(np.float16),
+        v=huge,
+    )
+    assert_skips(create("prune-channels"), proto, "would overflow float16")
+
+
+def test_an_old_opset_keeps_its_attributes() -> None:
+    proto = model(
+        HEAD
+        + " { a = Conv(x, w) b, c = Split<axis=1, split=[4,2]>(a) y = Conv(b, v) z = Conv(c, u) }".replace("z", "y2"),
+        opset=11,
+        w=weight(6, 3, 1, 1, dead=(1, 5)),
+        v=weight(5, 4, 1, 1),
+        u=weight(5, 2, 1, 1),
+    )
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("y2", 1, ["N", 5, 8, 8]))
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 3, "Split": 1})
+    assert shape_of(after, "v") == (5, 3, 1, 1)

@@ -36,6 +36,8 @@ def infer_outputs(node: gs.Node, facts: "Facts") -> list[Shape]:
     if node.op == "ConstantOfShape" and (values := facts.values(node.inputs[0])) is not None:
         numbers = zip(values.array.ravel().tolist(), values.known.ravel().tolist(), values.names(facts), strict=True)
         return [tuple(number if known else name for number, known, name in numbers)]
+    if node.op == "GroupNormalization":  # a function of ONNX, whose inference needs element types throughout
+        return [facts.shape(node.inputs[0])]
     plain = attributes(node)
     if plain is None:
         return []

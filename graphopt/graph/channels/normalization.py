@@ -3,6 +3,7 @@
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts
 from graphopt.graph.channels.labels import Label, Labels
 from graphopt.graph.channels.table import Transfer, register
@@ -119,3 +120,58 @@ class LayerNormalization(Transfer):
         labels.carry(node, {axis: axis for axis in range(node.attrs.get("axis", -1) % rank)})
         for slot in range(1, len(node.inputs)):
             labels.block_input(node, slot, f"scales the axis that {node.op} normalizes")
+
+
+@register("GroupNormalization")
+class GroupNormalization(Transfer):
+    """Channels of a group are normalized together, so only whole groups go (opset 18 scales groups, 21 channels)."""
+
+    def forward(self, node: gs.Node, facts: Facts) -> None:
+        """A channel of scale nought holds the bias, and so does every channel of a group of one value."""
+        size, groups = facts.dim(node.inputs[0], 1), int(node.attrs["num_groups"])
+        scale, bias = facts.uniform(node.inputs[1], 0), facts.uniform(node.inputs[2], 0)
+        if not size or size % groups or scale is None or bias is None:
+            return
+        spread = size // len(scale)
+        scale, bias = np.repeat(scale, spread), np.repeat(bias, spread)
+        flat = scale == 0
+        known = facts.uniform(node.inputs[0], 1)
+        if known is not None:
+            rows = known.reshape(groups, -1)
+            flat |= np.repeat((rows == rows[:, :1]).all(axis=1), size // groups)
+        facts.learn(node.outputs[0], 1, np.where(flat, bias, np.nan))
+
+    def backward(self, node: gs.Node, facts: Facts) -> None:
+        """Every channel of a group is needed if one is."""
+        if not facts.is_needed(node.outputs[0]):
+            return
+        masks = {axis: mask for axis, mask in facts.needed_axes(node.outputs[0]).items() if axis <= 1}
+        groups = int(node.attrs["num_groups"])
+        for tensor in node.inputs[1:]:
+            facts.need(tensor)
+        if 1 in masks:
+            rows = masks[1].reshape(groups, -1)
+            masks[1] = np.repeat(rows.any(axis=1), rows.shape[1])
+        facts.need(node.inputs[0], masks)
+
+    def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
+        """The channels of a group go together, with their scales and biases."""
+        size, groups = facts.dim(node.inputs[0], 1), int(node.attrs["num_groups"])
+        if not size or size % groups:
+            super().couple(node, facts, labels)
+            return
+        labels.carry(node, {0: 0, 1: 1})
+        channels = labels.axis(node, 0, 1)
+        rows = None if channels is None else channels.reshape(groups, -1)
+        if rows is not None:
+            labels.merge(rows)
+        for slot, role in ((1, "scales"), (2, "feeds")):
+            whole = facts.dim(node.inputs[slot], 0) == size
+            own = labels.axis(node, slot, 0, role if whole else "aside")
+            labels.unify(channels if whole or rows is None else rows[:, 0].copy(), own, node)
+
+    def cut(self, node: gs.Node, cut: Cut) -> None:
+        """Write the new number of groups."""
+        kept = cut.kept(node.inputs[0], 1)
+        if not kept.all():
+            cut.attribute(node, "num_groups", int(kept.reshape(int(node.attrs["num_groups"]), -1).any(axis=1).sum()))
