@@ -4,15 +4,17 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
-import onnxruntime as ort
 from numpy.typing import NDArray
 
 from graphopt.errors import GraphoptError
 from graphopt.model import Model, save, to_proto
 from graphopt.model.exporter import weight_bytes
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 IN_MEMORY = 1 << 30
 """Weights of up to this many bytes are handed over in memory, more through files."""
@@ -77,6 +79,8 @@ class Session:
         missing = [name for name in self.inputs if name not in feeds]
         if missing:
             raise GraphoptError(f"input {missing[0]!r} is not fed")
+        import onnxruntime as ort
+
         settings = ort.RunOptions()
         settings.log_severity_level = _FATAL
         chosen = {name: feeds[name] for name in self.inputs}
@@ -86,7 +90,7 @@ class Session:
             raise GraphoptError(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
 
-    def _load_file(self, path: Path, extra_outputs: Sequence[str]) -> ort.InferenceSession:
+    def _load_file(self, path: Path, extra_outputs: Sequence[str]) -> "ort.InferenceSession":
         """Load a file; its external data is found relative to it."""
         if not extra_outputs:
             return self._open(str(path), None)
@@ -98,7 +102,7 @@ class Session:
 
     def _load(
         self, proto: onnx.ModelProto, extra_outputs: Sequence[str], folder: Path | None = None
-    ) -> ort.InferenceSession:
+    ) -> "ort.InferenceSession":
         """Load a proto, whose external data lies in ``folder``."""
         given = {info.name for info in proto.graph.output}
         extra = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(extra_outputs) if name not in given]
@@ -110,8 +114,10 @@ class Session:
         serialized += onnx.ModelProto(graph=onnx.GraphProto(output=extra)).SerializeToString() if extra else b""
         return self._open(serialized, folder)
 
-    def _open(self, source: str | bytes, folder: Path | None) -> ort.InferenceSession:
-        """Create ONNX Runtime's session."""
+    def _open(self, source: str | bytes, folder: Path | None) -> "ort.InferenceSession":
+        """Create ONNX Runtime's session; a run without checks may never come here, and saves the import."""
+        import onnxruntime as ort
+
         settings = ort.SessionOptions()
         settings.log_severity_level = _FATAL
         settings.intra_op_num_threads = self._threads

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 
 from graphopt.errors import GraphoptError
@@ -60,16 +61,16 @@ def test_large_models_go_through_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_optimizations_are_off_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     levels = []
-    real = session_module.ort.InferenceSession
+    real = onnxruntime.InferenceSession
 
     def spy(source: object, settings: object, **rest: object) -> object:
         levels.append(settings.graph_optimization_level)  # type: ignore[attr-defined]
         return real(source, settings, **rest)
 
-    monkeypatch.setattr(session_module.ort, "InferenceSession", spy)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", spy)
     Session(proto())
     Session(proto(), optimize=True)
-    level = session_module.ort.GraphOptimizationLevel
+    level = onnxruntime.GraphOptimizationLevel
     assert levels == [level.ORT_DISABLE_ALL, level.ORT_ENABLE_ALL]
 
 
