@@ -1,0 +1,272 @@
+"""zero-weights: which weights go, bit by bit, what is left alone, and every refusal with its reason."""
+
+import re
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import graphopt
+from graphopt import GraphView, OptionError, create
+from graphopt.model import from_proto, to_proto
+from graphopt.runtime.session import Session
+from graphopt.testing import assert_skips, model, random_feeds, run_alone
+
+TEXT = "g (float[N,8,6,6] x) => (float[N,5,2,2] y) { a = Conv(x, w, b) r = Relu(a) y = Conv(r, v) }"
+
+
+def draw(*shape: int, seed: int = 0) -> NDArray[np.float32]:
+    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
+
+
+WEIGHTS = {"w": draw(4, 8, 3, 3), "b": draw(4) / 100, "v": draw(5, 4, 3, 3)}
+
+
+def arrays(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+
+
+def zero(proto: onnx.ModelProto, **options: Any) -> dict[str, NDArray[Any]]:
+    """Run the pass; assert that it runs in ONNX Runtime and that a second run does nothing."""
+    pass_ = create("zero-weights", **options)
+    after, result = run_alone(pass_, proto)
+    assert result.rewritten
+    again, second = run_alone(pass_, after)
+    assert not second.rewritten
+    assert again.SerializeToString() == after.SerializeToString()
+    assert all(np.isfinite(value).all() for value in Session(after).run(random_feeds(proto, 0)).values())
+    return arrays(after)
+
+
+def assert_smallest_went(before: NDArray[Any], after: NDArray[Any], count: int) -> None:
+    """Assert that exactly the ``count`` smallest magnitudes are nought now and that the rest kept every bit."""
+    expected = before.ravel().copy()
+    expected[np.argsort(np.abs(expected), kind="stable")[:count]] = 0
+    np.testing.assert_array_equal(after.ravel(), expected)
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5, 0.9])
+def test_a_share_of_each_weight(ratio: float) -> None:
+    found = zero(model(TEXT, **WEIGHTS), ratio=ratio)
+    for name in ("w", "v"):
+        assert_smallest_went(WEIGHTS[name], found[name], int(ratio * WEIGHTS[name].size))
+    np.testing.assert_array_equal(found["b"], WEIGHTS["b"])
+
+
+@pytest.mark.parametrize("ratio", [0.1, 0.5])
+def test_a_share_of_all_weights_together(ratio: float) -> None:
+    weights = WEIGHTS | {"v": WEIGHTS["v"] * np.float32(0.2)}
+    found = zero(model(TEXT, **weights), ratio=ratio, scope="global")
+    joined, after = (np.concatenate([part["w"].ravel(), part["v"].ravel()]) for part in (weights, found))
+    assert_smallest_went(joined, after, int(ratio * joined.size))
+    assert np.count_nonzero(found["v"]) / found["v"].size < 1 - ratio < np.count_nonzero(found["w"]) / found["w"].size
+
+
+@pytest.mark.parametrize("scope", ["uniform", "global"])
+def test_a_threshold(scope: str) -> None:
+    found = zero(model(TEXT, **WEIGHTS), threshold=0.3, scope=scope)
+    for name in ("w", "v"):
+        expected = np.where(np.abs(WEIGHTS[name]) < 0.3, np.float32(0), WEIGHTS[name])
+        np.testing.assert_array_equal(found[name], expected)
+
+
+def test_equal_magnitudes_stay_together() -> None:
+    values = np.array([[3, -2, 2, 1], [2, 4, -2, 5]], np.float32)
+    proto = model("g (float[N,2] x) => (float[N,4] y) { y = MatMul(x, w) }", w=values)
+    np.testing.assert_array_equal(zero(proto, ratio=0.5)["w"], np.where(values == 1, 0, values))
+    np.testing.assert_array_equal(zero(proto, ratio=0.625)["w"], np.where(np.abs(values) < 3, 0, values))
+    same = model("g (float[N,2] x) => (float[N,4] y) { y = MatMul(x, w) }", w=np.ones((2, 4), np.float32))
+    assert_skips(create("zero-weights", ratio=0.5), same, "'w' has nothing more to zero")
+
+
+def test_ratio_one_takes_everything() -> None:
+    found = zero(model(TEXT, **WEIGHTS), ratio=1.0)
+    assert not found["w"].any()
+    assert not found["v"].any()
+
+
+# -- N:M ---------------------------------------------------------------------------------------------------------------
+
+LAYERS: dict[str, tuple[str, tuple[int, ...], int]] = {
+    "Conv along its input channels": ("(float[1,8,6,6] x) => (float[1,4,4,4] y) { y = Conv(x, w)", (4, 8, 3, 3), 1),
+    "grouped Conv": ("(float[1,16,6,6] x) => (float[1,4,4,4] y) { y = Conv<group=2>(x, w)", (4, 8, 3, 3), 1),
+    "MatMul": ("(float[1,8] x) => (float[1,6] y) { y = MatMul(x, w)", (8, 6), 0),
+    "MatMul with the weight on the left": ("(float[8,2] x) => (float[6,2] y) { y = MatMul(w, x)", (6, 8), 1),
+    "Gemm": ("(float[1,8] x) => (float[1,6] y) { y = Gemm(x, w)", (8, 6), 0),
+    "Gemm, transposed": ("(float[1,8] x) => (float[1,6] y) { y = Gemm<transB=1>(x, w)", (6, 8), 1),
+    "weight behind Transpose": (
+        "(float[1,8] x) => (float[1,6] y) { t = Transpose<perm=[1,0]>(w) y = MatMul(x, t)",
+        (6, 8),
+        1,
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "shape", "axis"), LAYERS.values(), ids=LAYERS)
+@pytest.mark.parametrize("pattern", ["2:4", "1:2", "3:8"])
+def test_n_of_every_m_along_the_summed_axis(text: str, shape: tuple[int, ...], axis: int, pattern: str) -> None:
+    keep, of = map(int, pattern.split(":"))
+    before = draw(*shape)
+    after = zero(model(f"g {text} }}", w=before), pattern=pattern)["w"]
+    rows, kept = (np.moveaxis(values, axis, -1).reshape(-1, of) for values in (before, after))
+    for row, left in zip(rows, kept, strict=True):
+        largest = np.sort(np.argsort(-np.abs(row))[:keep])
+        np.testing.assert_array_equal(np.flatnonzero(left), largest)
+        np.testing.assert_array_equal(left[largest], row[largest])
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
+    "depthwise": (
+        "g (float[1,4,6,6] x) => (float[1,4,4,4] y) { y = Conv<group=4>(x, w) }",
+        {"w": draw(4, 1, 3, 3)},
+        {"pattern": "2:4"},
+        "'w' sums over 1 weights, which is no multiple of 4",
+    ),
+    "odd length": (
+        "g (float[1,6] x) => (float[1,3] y) { y = MatMul(x, w) }",
+        {"w": draw(6, 3)},
+        {"pattern": "2:4"},
+        "'w' sums over 6 weights, which is no multiple of 4",
+    ),
+    "ConvTranspose has no N:M kernels": (
+        "g (float[1,4,6,6] x) => (float[1,4,8,8] y) { y = ConvTranspose(x, w) }",
+        {"w": draw(4, 4, 3, 3)},
+        {"pattern": "2:4"},
+        "ConvTranspose has no N:M kernels",
+    ),
+    "layers that sum over different axes": (
+        "g (float[1,8] x) => (float[1,8] y) { a = MatMul(x, w) y = Gemm<transB=1>(a, w) }",
+        {"w": draw(8, 8)},
+        {"pattern": "2:4"},
+        "the axis of 'w' that its layers sum over is not known or not the same",
+    ),
+    "put together from parts": (
+        "g (float[1,8] x) => (float[1,6] y) { w = Concat<axis=0>(p, q) y = MatMul(x, w) }",
+        {"p": draw(4, 6), "q": draw(4, 6)},
+        {"pattern": "2:4"},
+        "is put together or taken apart by Concat 'w'",
+    ),
+    "an embedding too": (
+        "g (int64[3] i) => (float[3,8] y) { e = Gather(w, i) y = MatMul(e, w) }",
+        {"w": draw(8, 8)},
+        {"ratio": 0.5},
+        "'w' is also read by Gather 'e'",
+    ),
+    "read by something else": (
+        "g (float[1,8] x) => (float[1,8] y, float[8,8] z) { y = MatMul(x, w) z = Relu(w) }",
+        {"w": draw(8, 8)},
+        {"ratio": 0.5},
+        "'w' is also read by Relu 'z'",
+    ),
+    "computed": (
+        "g (float[1,2,4,4] x, float[3,2,1,1] u) => (float[1,3,4,4] y) { w = Relu(u) y = Conv(x, w) }",
+        {},
+        {"ratio": 0.5},
+        "'w' is computed",
+    ),
+    "NaN": (
+        "g (float[1,2] x) => (float[1,2] y) { y = MatMul(x, w) }",
+        {"w": np.array([[1, np.nan], [2, 3]], np.float32)},
+        {"ratio": 0.5},
+        "'w' holds NaN or Inf",
+    ),
+    "skipped by the user": (TEXT, WEIGHTS, {"ratio": 0.5, "skip": ("a", "y")}, "left alone by --skip a"),
+    "nothing below the threshold": (TEXT, WEIGHTS, {"threshold": 1e-9}, "'w' has nothing more to zero"),
+}
+
+
+@pytest.mark.parametrize(("text", "weights", "options", "reason"), REFUSED.values(), ids=REFUSED)
+def test_refusals(text: str, weights: dict[str, Any], options: dict[str, Any], reason: str) -> None:
+    assert_skips(create("zero-weights", **options), model(text, **weights), re.escape(reason))
+
+
+# -- what else a weight may be -----------------------------------------------------------------------------------------
+
+
+def test_a_shared_weight_stays_shared() -> None:
+    text = "g (float[1,8] x) => (float[1,8] y) { a = MatMul(x, w) r = Relu(a) y = MatMul(r, w) }"
+    proto = model(text, w=draw(8, 8))
+    after, result = run_alone(create("zero-weights", pattern="2:4"), proto)
+    assert [each.site for each in result.rewritten] == ["a", "y"]
+    assert len(after.graph.initializer) == 1
+    assert len({node.input[1] for node in after.graph.node if node.op_type == "MatMul"}) == 1
+
+
+def test_a_vetoed_layer_keeps_its_weight() -> None:
+    subject = from_proto(model(TEXT, **WEIGHTS))
+    result = create("zero-weights", ratio=0.5).apply(GraphView(subject, {"a": "broke the contract"}))
+    assert [(each.site, each.reason) for each in result.skipped] == [("a", "broke the contract")]
+    np.testing.assert_array_equal(arrays(to_proto(subject))["w"], WEIGHTS["w"])
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, ml_dtypes.bfloat16], ids=["float16", "double", "bfloat16"])
+def test_other_float_types(kind: Any) -> None:
+    name = {np.float16: "float16", np.float64: "double"}.get(kind, "bfloat16")
+    values = draw(8, 6).astype(kind)
+    proto = model(f"g ({name}[1,8] x) => ({name}[1,6] y) {{ y = MatMul(x, w) }}", w=values)
+    for options in ({"ratio": 0.5}, {"pattern": "2:4"}, {"threshold": 0.5}):
+        after, result = run_alone(create("zero-weights", **options), proto)
+        assert result.rewritten
+        found = arrays(after)["w"]
+        assert found.dtype == values.dtype
+        assert 0.2 < np.count_nonzero(found) / found.size < 0.8
+        np.testing.assert_array_equal(found[found != 0], values[found != 0])
+
+
+def test_recurrent_weights() -> None:
+    text = "g (float[5,1,4] x) => (float[5,1,1,3] y) { y = LSTM<hidden_size=3>(x, w, r) }"
+    found = zero(model(text, w=draw(1, 12, 4), r=draw(1, 12, 3)), ratio=0.5)
+    assert np.count_nonzero(found["w"]) == 24
+    assert np.count_nonzero(found["r"]) == 18
+
+
+def test_the_report_tells_what_it_cost() -> None:
+    _, result = run_alone(create("zero-weights", ratio=0.5), model(TEXT, **WEIGHTS))
+    dropped = np.sort(np.abs(WEIGHTS["w"].astype(np.float64)).ravel())[:144]
+    sqnr = 10 * np.log10(np.square(WEIGHTS["w"].astype(np.float64)).sum() / np.square(dropped).sum())
+    assert result.rewritten[0].detail == f"144 of 288 weights of 'w' are zero (50.0%), {sqnr:.1f} dB"
+
+
+def test_the_pipeline_keeps_what_the_user_asked_for() -> None:
+    result = graphopt.optimize(model(TEXT, **WEIGHTS), [create("zero-weights", ratio=0.95)])
+    assert [each.kept for each in result.report.passes] == [True]
+    assert result.report.passes[0].check is not None
+    assert result.report.passes[0].check.sqnr_db is not None
+
+
+OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
+    "no amount": ({}, "give one of --ratio, --threshold and --pattern"),
+    "two amounts": ({"ratio": 0.5, "pattern": "2:4"}, "give one of"),
+    "no pattern": ({"pattern": "half"}, "'half' is not N:M"),
+    "all of them": ({"pattern": "4:4"}, "'4:4' is not N:M"),
+    "none of them": ({"pattern": "0:4"}, "'0:4' is not N:M"),
+    "negative threshold": ({"threshold": -1.0}, "--threshold: -1.0 is out of range"),
+}
+
+
+@pytest.mark.parametrize(("options", "reason"), OPTIONS.values(), ids=OPTIONS)
+def test_options_that_make_no_sense(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(reason)):
+        create("zero-weights", **options)
+
+
+@settings(derandomize=True, max_examples=40, deadline=None)
+@given(
+    st.lists(st.floats(-1e3, 1e3, width=32), min_size=1, max_size=40),
+    st.floats(0, 1),
+)
+def test_never_more_than_asked_for_and_only_the_smallest(values: list[float], ratio: float) -> None:
+    before = np.array(values, np.float32).reshape(-1, 1)
+    proto = model(f"g (float[1,{len(values)}] x) => (float[1,1] y) {{ y = MatMul(x, w) }}", w=before)
+    after, _ = run_alone(create("zero-weights", ratio=ratio), proto)
+    found = arrays(after)["w"]
+    gone = (found == 0) & (before != 0)
+    assert np.count_nonzero(gone | (before == 0)) <= max(int(ratio * before.size + 1e-9), np.count_nonzero(before == 0))
+    np.testing.assert_array_equal(found[~gone], before[~gone])
+    if gone.any() and not gone.all():
+        assert np.abs(before[gone]).max() < np.abs(before[~gone & (before != 0)]).min(initial=np.inf)
