@@ -7,7 +7,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 2048
-_FEWEST_LEVELS = 128
 
 
 @dataclass
@@ -93,14 +92,17 @@ class Observer:
     def _entropy(self, levels: int) -> tuple[float, float]:
         """Take the threshold whose quantized distribution diverges least from the clipped one.
 
-        Kullback-Leibler divergence over thresholds, as in Migacz 2017, "8-bit Inference with TensorRT".
+        Kullback-Leibler divergence over thresholds, as in Migacz 2017, "8-bit Inference with TensorRT". What lies about
+        zero counts as much as its neighbours: the zeros behind a Relu would outweigh everything else.
         """
         half = BINS // 2
         best, least = half, np.inf
+        counts = self.counts.copy()
+        counts[half - 1 : half + 1] = np.minimum(counts[half - 1 : half + 1], (counts[half - 2], counts[half + 1]))
         used = np.flatnonzero(self.counts)
         widest = int(max(half - used[0], used[-1] + 1 - half))
-        for width in range(min(_FEWEST_LEVELS // 2, widest), widest + 1, max(1, (widest - 64) // 64)):
-            divergence = _divergence(self.counts, half - width, half + width, min(levels, 2 * width))
+        for width in range(min(levels // 2, widest), widest + 1, max(1, widest // 64)):
+            divergence = _divergence(counts, half - width, half + width, min(levels, 2 * width))
             if divergence < least:
                 best, least = width, divergence
         threshold = best * self.reach / half

@@ -215,3 +215,11 @@ def test_observer_passes_over_what_is_not_finite() -> None:
     observer.add(np.array([1.0, np.nan, -2.0], np.float32))
     observer.add(np.zeros((0, 3), np.float32))
     assert observer.bounds("minmax", 99.9, 256) == (-2.0, 1.0)
+
+
+def test_zeros_behind_a_relu_do_not_narrow_the_entropy_range() -> None:
+    observer = Observer()
+    observer.add(np.maximum(np.random.default_rng(0).standard_normal(200_000), 0))
+    low, high = observer.bounds("entropy", 99.99, 256)
+    assert low == 0.0
+    assert high > 2.5
