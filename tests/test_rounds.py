@@ -1,0 +1,62 @@
+"""Presets that repeat: a site that broke its contract stays vetoed in later rounds, and a pass at"
+" rest is left alone."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+import graphopt
+from graphopt import BitExact, GraphView, SitePass, option
+from graphopt.testing import model
+
+RUNS: list[tuple[str, ...]] = []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Double(SitePass):
+    """Write 2 for 1 in constants of Mul: wrong everywhere but where the product is multiplied by zero."""
+
+    name = "double"
+    contract = BitExact()
+
+    only: str = option("", "The one site that is looked at.")
+
+    def sites(self, view: GraphView) -> Iterator[gs.Node]:
+        """Yield every Mul by one, and note the run."""
+        found = [node for node in view.nodes("Mul") if np.all(view.array(node.inputs[1]) == 1)]
+        RUNS.append(tuple(view.site(node) for node in found))
+        yield from found
+
+    def rewrite(self, view: GraphView, node: gs.Node) -> str:
+        """Double one."""
+        view.edit.set_values(node, 1, np.float32(2))
+        return "doubled"
+
+
+def test_culprits_stay_vetoed_in_later_rounds() -> None:
+    proto = model(
+        "g (float[N,4] x) => (float[N,4] y) { a = Mul(x, p) b = Mul(x, q) z = Mul(b, zero) y = Add(a, z) }",
+        p=np.float32(1),
+        q=np.float32(1),
+        zero=np.float32(0),
+    )
+    RUNS.clear()
+    result = graphopt.optimize(proto, [Double()], fixed_point=True)
+    assert result.ok
+    assert [rewritten.site for report in result.report.passes for rewritten in report.result.rewritten] == ["b"]
+    reasons = [skipped.reason for report in result.report.passes for skipped in report.result.skipped]
+    assert len(reasons) == 1
+    assert reasons[0].startswith("breaks the contract")
+    assert RUNS[-1] == ("a",), "the second round looks at what is left, and is told to leave it"
+
+
+def test_a_pass_at_rest_is_not_run_again() -> None:
+    proto = model(
+        "g (float[N,4] x) => (float[N,4] y) { b = Mul(x, q) y = Mul(b, zero) }", q=np.float32(1), zero=np.float32(0)
+    )
+    RUNS.clear()
+    result = graphopt.optimize(proto, [Double(), Double()], fixed_point=True)
+    assert result.ok
+    assert RUNS == [("b",), (), ()]
