@@ -1,0 +1,48 @@
+"""Taps give inner tensors as the whole model computes them, and run no more than they need."""
+
+import numpy as np
+import onnx
+import pytest
+
+from graphopt.errors import ModelError
+from graphopt.model import from_proto
+from graphopt.runtime.session import Session
+from graphopt.runtime.taps import Taps, cut
+from graphopt.testing import model
+
+TEXT = """g (float[N,3] x, bool c, float[2] z) => (float[N,3] y) {
+  a = Mul(x, k) b = If(c) <then_branch = t () => (float[N,3] p) { p = Mul(a, k) },
+                           else_branch = e () => (float[N,3] q) { q = Neg(a) }>
+  d = Exp(b) y = Add(d, w) }"""
+FEEDS = {"x": np.ones((2, 3), np.float32), "c": np.asarray(True), "z": np.zeros(2, np.float32)}
+
+
+def net() -> onnx.ModelProto:
+    return model(TEXT, k=np.full(3, 2, np.float32), w=np.ones(3, np.float32))
+
+
+def test_values_are_those_of_the_whole_model() -> None:
+    whole = Session(net(), extra_outputs=["a", "b", "d"]).run(FEEDS)
+    found = Taps(from_proto(net()), ["d", "a", "b"]).run(FEEDS)
+    assert list(found) == ["d", "a", "b"]
+    for name, value in found.items():
+        np.testing.assert_array_equal(value, whole[name])
+
+
+def test_inputs_can_be_tapped_too() -> None:
+    taps = Taps(from_proto(net()), ["x"])
+    assert taps.run(FEEDS)["x"] is FEEDS["x"]
+    both = Taps(from_proto(net()), ["x", "a"]).run(FEEDS)
+    np.testing.assert_array_equal(both["a"], 2 * both["x"])
+
+
+def test_only_what_is_needed_is_left() -> None:
+    left = cut(net(), ["b"])
+    assert [node.op_type for node in left.graph.node] == ["Mul", "If"]
+    assert [info.name for info in left.graph.input] == ["x", "c"]
+    assert [tensor.name for tensor in left.graph.initializer] == ["k"]
+
+
+def test_an_unknown_name() -> None:
+    with pytest.raises(ModelError, match="the model has no tensor 'nowhere'"):
+        Taps(from_proto(net()), ["nowhere"])
