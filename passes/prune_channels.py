@@ -72,6 +72,6 @@ class PruneChannels(Pass):
             try:
                 channels.cut(gone).apply(view.edit)
             except Refusal as refusal:
-                channels.leave(refusal)
+                channels.leave(refusal, gone)
                 continue
             return gone

@@ -131,8 +131,11 @@ class Channels:
                 transfer_of(node).cut(node, cut)
         return cut
 
-    def leave(self, refusal: Refusal) -> None:
-        """Block every group that the refusing node touches, so that the next plan leaves them alone."""
+    def leave(self, refusal: Refusal, gone: Mask) -> None:
+        """Block every group that the refusing node touches, so that the next plan leaves them alone.
+
+        If none of them was to go, everything stays.
+        """
         node = refusal.node
         labels = [
             axis for tensor in [*node.inputs, *node.outputs] for axis in self.labels.variables.get(id(tensor), ())
@@ -140,10 +143,11 @@ class Channels:
         for slot in range(len(node.inputs)):
             if (use := self.labels.uses.get((id(node), slot))) is not None:
                 labels += use.axes.values()
-        for label in labels:
-            if label is not None:
-                for group in np.unique(self.root[label]).tolist():
-                    self.blocked.setdefault(group, str(refusal))
+        touched = {int(group) for label in labels if label is not None for group in np.unique(self.root[label])}
+        if not any(gone[group] for group in touched):
+            touched = {int(group) for group in np.unique(self.root[gone])}
+        for group in touched:
+            self.blocked.setdefault(group, str(refusal))
 
     # -- why not -------------------------------------------------------------------------------------------------------
 
@@ -157,7 +161,8 @@ class Channels:
         tensors = [
             tensor
             for key, tensor in self.labels.tensors.items()
-            if key not in fillers and (view.readers(tensor) or view.is_output(tensor))
+            if key not in fillers
+            and (view.is_output(tensor) or any(node.op != "Shape" for node in view.readers(tensor)))
         ]
         for index, tensor in enumerate(tensors):
             for axis, label in enumerate(self.labels.variables[id(tensor)]):
