@@ -368,8 +368,8 @@ def test_random_chains_keep_their_outputs(steps: list[str]) -> None:
 
 def test_an_identity_behind_joined_reshapes_hands_its_name_to_the_join() -> None:
     proto = model(
-        "g (float[N,3,5] x) => (float[N,15] y, float[N,15] z) { a = Exp(x) b = Reshape(a, s) c = Reshape(b, t) y = Identity(c)"
-        " z = Neg(c) }",
+        "g (float[N,3,5] x) => (float[N,15] y, float[N,15] z) { a = Exp(x) b = Reshape(a, s) c = Reshape(b, t) "
+        "y = Identity(c) z = Neg(c) }",
         s=ints(0, 15, 1),
         t=ints(0, 15),
     )
