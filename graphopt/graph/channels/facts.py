@@ -71,9 +71,19 @@ class Facts:
     def is_constant(self, tensor: gs.Tensor) -> bool:
         """Whether a tensor's values are stored in the model, or computed from stored ones by moving and casting."""
         if id(tensor) not in self._constant:
-            stored = is_stored(tensor) or (bool(tensor.inputs) and evaluate(self.view, tensor) is not None)
+            stored = is_stored(tensor) or (self._may_compute(tensor) and evaluate(self.view, tensor) is not None)
             self._constant[id(tensor)] = not self.view.is_input(tensor) and bool(tensor.name) and stored
         return self._constant[id(tensor)]
+
+    def _may_compute(self, tensor: gs.Tensor) -> bool:
+        """Whether all that a tensor is computed from is constant, as far as the walk has come."""
+        if not tensor.inputs:
+            return False
+        node = tensor.inputs[0]
+        sources = node.inputs[:1] if node.op == "CastLike" else node.inputs
+        return bool(
+            node.op in ("Shape", "ConstantOfShape") or all(self._constant.get(id(t), is_stored(t)) for t in sources)
+        )
 
     def array(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
         """Return the values of a constant; small ones are remembered."""
@@ -118,6 +128,8 @@ class Facts:
 
     def refine(self, node: gs.Node) -> None:
         """Find the values and, where model-wide inference gave up, the shapes of a node's outputs."""
+        for out in node.outputs:
+            self.is_constant(out)
         found = evaluate_values(node, self)
         if found is not None and node.outputs:
             self._values[id(node.outputs[0])] = found
