@@ -420,6 +420,31 @@ def test_half_precision_and_weights_in_constant_nodes() -> None:
     cut_exactly(run_alone(create("zero-channels", ratio=0.5), proto)[0])
 
 
+@pytest.mark.parametrize("shape", [(), (8,)], ids=["one zero point", "one for each channel"])
+def test_quantized_weights_are_set_to_their_zero_point_and_judged_by_what_they_stand_for(
+    shape: tuple[int, ...],
+) -> None:
+    """Channel 3 holds large integers close to its zero point; channel 6 has a small scale."""
+    text = """g (float[N,3,8,8] x) => (float[N,5,4,4] y) {
+      w = DequantizeLinear<axis = 0>(q, s, z) a = Conv(x, w, b) r = Relu(a) y = Conv(r, v) }"""
+    rng = np.random.default_rng(0)
+    q, s, z = (
+        rng.integers(0, 256, (8, 3, 3, 3)).astype(np.uint8),
+        np.full(8, 0.02, np.float32),
+        np.full(8, 100, np.uint8),
+    )
+    q[3] = 101
+    s[6] = 1e-4
+    scale, zero_point = (s, z) if shape else (np.float32(0.02), np.uint8(100))
+    proto = model(text, q=q, s=scale, z=zero_point, b=draw(8), v=np.ones((5, 8, 3, 3), np.float32))
+    gone = [3, 6] if shape else [3]
+    zeroed, _ = run_alone(create("zero-channels", ratio=len(gone) / 8), proto)
+    found = arrays(zeroed)
+    assert dead(found["b"]) == gone
+    assert (found["q"][gone] == 100).all()
+    assert arrays(cut_exactly(zeroed))["q"].shape == (8 - len(gone), 3, 3, 3)
+
+
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
     "no amount": ({}, "give one of --ratio"),
     "two amounts": ({"ratio": 0.5, "keep_macs": 0.5}, "give one of --ratio"),

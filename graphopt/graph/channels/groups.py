@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from graphopt.graph.channels.analysis import Channels
 from graphopt.graph.channels.labels import Label
 from graphopt.graph.edit import Edit
+from graphopt.graph.view import is_op
 
 Indices = NDArray[np.int64]
 
@@ -97,14 +98,26 @@ def zero(channels: Channels, groups: Iterable[ChannelGroup], edit: Edit) -> None
         values = channels.facts.array(node.inputs[slot])
         if values is None:
             continue
-        array = np.array(values)
+        array, nought = np.array(values), _nought(channels, node, slot, values)
         for part in parts:
-            array[(slice(None),) * part.axis + (part.indices,)] = 0
+            place = (slice(None),) * part.axis + (part.indices,)
+            array[place] = nought[place]
         old = node.inputs[slot]
         edit.set_values(node, slot, array, dtype=array.dtype)
         for reader in list(old.outputs):
             if reader.op == "Shape" and old is not node.inputs[slot]:
                 edit.set_input(reader, 0, node.inputs[slot])
+
+
+def _nought(channels: Channels, node: gs.Node, slot: int, values: NDArray[np.generic]) -> NDArray[np.generic]:
+    """Return what stands for nought in each element of a constant: the zero point in one that is quantized."""
+    if slot == 0 and is_op(node, "DequantizeLinear") and len(node.inputs) > 2 and node.inputs[2].name:
+        zero = channels.facts.array(node.inputs[2])
+        if zero is not None:
+            axis = int(node.attrs.get("axis", 1)) % max(values.ndim, 1)
+            shape = [-1 if place == axis else 1 for place in range(values.ndim)] if zero.size > 1 else [1] * values.ndim
+            return np.broadcast_to(zero.reshape(shape), values.shape)
+    return np.broadcast_to(np.zeros((), dtype=values.dtype), values.shape)
 
 
 def _parts(roots: Label) -> Iterator[tuple[int, Indices]]:

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from graphopt.graph.channels.analysis import Channels
 from graphopt.graph.channels.cost import CONTRACTIONS
 from graphopt.graph.channels.labels import Label
+from graphopt.graph.channels.quantization import readable
 from graphopt.graph.channels.values import constant_of
 from graphopt.graph.view import is_op
 from graphopt.numerics.importance import Aggregation, Norm, Scores, aggregate, slice_norms
@@ -32,7 +33,9 @@ def weight_scores(channels: Channels, groups: Numbers, norm: Norm, how: Aggregat
             role, rank = use.roles[axis], channels.facts.rank(use.node.inputs[use.slot]) or 0
             if role == "aside" or (rank < 2 and role != "scales"):
                 continue
-            values = channels.facts.array(use.node.inputs[use.slot])
+            quantized = use.slot == 0 and is_op(use.node, "DequantizeLinear")
+            read = use.node.outputs[0] if quantized else use.node.inputs[use.slot]
+            values = readable(read, channels.facts)
             if values is not None and values.size:
                 norms = slice_norms(values, axis, norm)
                 finite = norms[np.isfinite(norms)]
