@@ -48,8 +48,8 @@ def patch_rows(seen: NDArray[Any], groups: int, positions: NDArray[np.int64]) ->
     index: tuple[Any, ...] = (slice(None), slice(None), *at)
     picked = np.moveaxis(seen[index], 2, 1)
     samples, count = picked.shape[:2]
-    rows = picked.reshape(samples * count, groups, -1)
-    return rows.transpose(1, 0, 2)
+    rows: NDArray[Any] = picked.reshape(samples * count, groups, -1).transpose(1, 0, 2)
+    return rows
 
 
 def output_rows(values: NDArray[Any], groups: int, positions: NDArray[np.int64]) -> NDArray[Any]:
