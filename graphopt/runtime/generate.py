@@ -1,6 +1,5 @@
 """Draws inputs that a model can run on, from its signature and from what its graph does with them."""
 
-import ast
 import contextlib
 import dataclasses
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.roles import Role, Roles
 from graphopt.runtime.session import Session
 from graphopt.runtime.signature import TensorInfo, element_type, signature, tensor_shape
+from graphopt.runtime.sizes import evaluate_size
 
 IMAGE_SIZES = (64, 96, 128, 224, 256, 32, 299, 320, 512, 640, 28, 16)
 SEQUENCE_SIZES = (8, 12, 16, 32, 64, 128, 4, 3, 2, 1, 256, 10, 100, 512)
@@ -200,7 +200,7 @@ class _Drawer:
         """Return the size of one dynamic axis."""
         if dim is None:
             return plan.batch if axis == 0 else plan.length
-        value = _evaluate(dim, lambda name: self._bind_name(name, axis, plan))
+        value = evaluate_size(dim, lambda name: self._bind_name(name, axis, plan))
         return max(0, value)
 
     def _bind_name(self, name: str, axis: int, plan: Plan) -> int:
@@ -296,31 +296,3 @@ def _vocabulary(graph: onnx.GraphProto) -> list[str]:
             ):
                 words += [text.decode("utf-8", "replace") for text in attribute.strings]
     return words
-
-
-def _evaluate(expression: str, bind: Any) -> int:
-    """Compute a symbolic size such as ``past + seq`` or ``2*s0``; a name that is no expression is bound as it is."""
-    try:
-        tree = ast.parse(expression, mode="eval").body
-        return int(_value(tree, bind))
-    except (SyntaxError, ValueError, ZeroDivisionError):
-        return int(bind(expression))
-
-
-def _value(node: ast.expr, bind: Any) -> int:
-    """Compute a part of a symbolic size."""
-    if isinstance(node, ast.Name):
-        return int(bind(node.id))
-    if isinstance(node, ast.Constant) and isinstance(node.value, int):
-        return node.value
-    if isinstance(node, ast.BinOp):
-        left, right = _value(node.left, bind), _value(node.right, bind)
-        if isinstance(node.op, ast.Add):
-            return left + right
-        if isinstance(node.op, ast.Sub):
-            return left - right
-        if isinstance(node.op, ast.Mult):
-            return left * right
-        if isinstance(node.op, ast.FloorDiv):
-            return left // right
-    raise ValueError(f"not a size: {ast.dump(node)}")

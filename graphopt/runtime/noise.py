@@ -83,7 +83,7 @@ def _shake_operators(graph: onnx.GraphProto, rng: np.random.Generator) -> None:
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     graph.ClearField("node")
     graph.node.extend(copies)
-    graph.initializer.append(onnx.numpy_helper.from_array(np.float32(_EPSILON), unit))
+    graph.initializer.append(onnx.numpy_helper.from_array(np.array(_EPSILON, dtype=np.float32), unit))
 
 
 def _element_types(graph: onnx.GraphProto) -> dict[str, int]:

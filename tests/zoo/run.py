@@ -1,6 +1,7 @@
 """Optimizes real architectures and runs every result wherever ONNX runs; prints a line for each, status 1 on a failure.
 
     python tests/zoo/run.py [--no-reference] [NAME ...] [-- PASS ...]     # no NAME: all; no PASS: the three by default
+    python tests/zoo/run.py -- zero-channels:criterion=random,ratio=0.3 prune-channels      # options, in TOML's values
 
 A result has to hold its contract, contain only operators of the default domain, and run in ONNX Runtime with
 optimizations on and off, in onnx's ReferenceEvaluator (``--no-reference`` leaves it out: it is slow) and in OpenVINO,
@@ -12,6 +13,7 @@ in front of 8-bit weights; ONNX Runtime's fusions do likewise, so with optimizat
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +84,9 @@ def disagreement(runtime: str, path: Path, feeds: Feeds) -> str:
     return comparer.result().problem
 
 
-def judge(name: str, folder: Path, passes: list[str] | None, reference: bool) -> tuple[list[str], list[str], str]:
+def judge(
+    name: str, folder: Path, passes: list[graphopt.Pass] | None, reference: bool
+) -> tuple[list[str], list[str], str]:
     """Optimize one architecture; return what is wrong with the result, what is worth telling, and a line of figures."""
     start = time.perf_counter()
     original, path = folder / "original" / f"{name}.onnx", folder / f"{name}.onnx"
@@ -105,10 +109,27 @@ def judge(name: str, folder: Path, passes: list[str] | None, reference: bool) ->
     return wrong, told, figures(result.report) + f", {seconds:.0f} s"
 
 
+def create(word: str) -> graphopt.Pass:
+    """Create a pass from ``name:option=value,option=value``; a value that is no TOML is a text."""
+    name, _, settings = word.partition(":")
+    options = {}
+    for pair in filter(None, settings.split(",")):
+        key, _, value = pair.partition("=")
+        try:
+            options[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            options[key] = value
+    return graphopt.create(name, **options)
+
+
 def figures(report: Report) -> str:
     """Return a report's figures in one line."""
     before, after, check = report.before, report.after, report.check
-    counts = ", ".join(f"{each.name} {len(each.result.rewritten)}/{len(each.result.skipped)}" for each in report.passes)
+    counts = ", ".join(
+        f"{each.name} {len(each.result.rewritten)}/{len(each.result.skipped)}"
+        + (f" moved {each.check.max_rel:.1g}" if each.check and not each.check.contract.startswith("lossy") else "")
+        for each in report.passes
+    )
     sqnr = "exact" if check is None or check.sqnr_db is None else f"{check.sqnr_db:.1f} dB"
     sizes = f"{after.parameters / before.parameters:.3f} of parameters, {after.bytes / before.bytes:.3f} of bytes"
     return f"{sizes}, {sqnr}, rewritten/skipped {counts}"
@@ -117,7 +138,7 @@ def figures(report: Report) -> str:
 def main() -> int:
     """Run the architectures that the command line names."""
     words = sys.argv[1:]
-    passes = words[words.index("--") + 1 :] if "--" in words else None
+    passes = [create(word) for word in words[words.index("--") + 1 :]] if "--" in words else None
     words = words[: words.index("--")] if "--" in words else words
     reference = "--no-reference" not in words
     chosen = [word for word in words if word != "--no-reference"] or names()

@@ -1,5 +1,6 @@
 """The short form of ``run.py``: small architectures of every kind through the passes that run by default."""
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -33,3 +34,12 @@ def test_a_detection_model_holds_though_its_choices_flip() -> None:
     done = run("--no-reference", "ssdlite320_mobilenet_v3_op17", "--", "fold-batchnorm")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "fold-batchnorm 70/0" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["audiocnn1d_op13", "bert_tiny_op17", "mobilenet_v3_small_op17"])
+def test_channels_zeroed_at_random_are_cut_out_exactly(name: str) -> None:
+    done = run("--no-reference", name, "--", "zero-channels:criterion=random,ratio=0.3", "prune-channels")
+    assert done.returncode == 0, done.stdout + done.stderr
+    moved = re.search(r"prune-channels \d+/0 moved (\S+),", done.stdout)
+    assert moved is not None, done.stdout
+    assert float(moved[1]) <= 1e-4
