@@ -96,7 +96,7 @@ class GraphView:
         return None if self.is_input(tensor) else constant_values(tensor)
 
     def shape(self, tensor: gs.Tensor) -> Shape:
-        """Return the inferred shape: a tuple of int, symbolic name or None (unknown), or None if the rank is unknown."""
+        """Return the inferred shape: a tuple of int, symbolic name or None (unknown); None if the rank is unknown."""
         if self._shapes is None:
             self._shapes = infer_shapes(self.model)
         if isinstance(tensor, gs.Constant):

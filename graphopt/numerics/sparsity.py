@@ -14,7 +14,8 @@ def smallest_limit(arrays: Iterable[NDArray[Any]], count: int) -> float:
 
     It is the magnitude that comes next. Where nothing comes next, everything lies below.
     """
-    magnitudes = np.concatenate([_magnitudes(array).ravel() for array in arrays] or [np.zeros(0)])
+    parts = [_magnitudes(array).ravel() for array in arrays]
+    magnitudes = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if count >= magnitudes.size:
         return float("inf")
     return float(np.partition(magnitudes, count)[count])

@@ -26,7 +26,9 @@ FOLD, PRUNE = "fold-constants", "prune-channels"
         pytest.param("--data d a b", "--data d a b", [], id="options before the files"),
         pytest.param(f"a b {FOLD}", "a b", [(FOLD, {})], id="one pass"),
         pytest.param(f"a b {FOLD} {PRUNE}", "a b", [(FOLD, {}), (PRUNE, {})], id="two passes"),
-        pytest.param(f"a b {FOLD} --max-growth 5 {PRUNE}", "a b", [(FOLD, {"max_growth": 5}), (PRUNE, {})], id="option"),
+        pytest.param(
+            f"a b {FOLD} --max-growth 5 {PRUNE}", "a b", [(FOLD, {"max_growth": 5}), (PRUNE, {})], id="option"
+        ),
         pytest.param(f"a b {FOLD} --max-growth=5", "a b", [(FOLD, {"max_growth": 5})], id="option with equals sign"),
         pytest.param(f"a b {FOLD} --report r.json", "a b --report r.json", [(FOLD, {})], id="our option at the end"),
         pytest.param(f"a b --keep-going {FOLD}", "a b --keep-going", [(FOLD, {})], id="flag before the passes"),

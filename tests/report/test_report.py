@@ -19,10 +19,12 @@ from graphopt.testing import model
 
 def sample(failure: str = "") -> Report:
     check = Check("bit-exact", not failure, math.inf if failure else 0.0, 0.0, None, failure)
-    result = PassResult((Rewritten("a", "<b>bold</b>"),), (Skipped("c", "has 2 readers"), Skipped("d", "has 2 readers")))
+    skipped = (Skipped("c", "has 2 readers"), Skipped("d", "has 2 readers"))
+    result = PassResult((Rewritten("a", "<b>bold</b>"),), skipped)
     told = PassReport("some-pass", {"gain": 2.0}, 0.25, not failure, result, check, failure)
     before, after = Metrics(10, 1000, 5000, 2000, {"Conv": 2}), Metrics(8, 500, 2500, None, {"Conv": 1})
-    return Report("in.onnx", "out.onnx", before, after, (told,), check, (0.9, 0.89), None, (failure,) if failure else ())
+    failures = (failure,) if failure else ()
+    return Report("in.onnx", "out.onnx", before, after, (told,), check, (0.9, 0.89), None, failures)
 
 
 def test_json_has_the_agreed_form() -> None:
