@@ -9,9 +9,12 @@ from graphopt.recipe import parse_recipe, read_recipe, write_recipe
 from graphopt.registry import discover, load
 
 
+AMOUNT_REQUIRED = {"zero-channels": {"ratio": 0.3}, "zero-weights": {"ratio": 0.5}}
+
+
 @pytest.mark.parametrize("name", sorted(discover()))
 def test_round_trip_of_every_installed_pass_with_its_defaults(name: str) -> None:
-    passes = [create(name)]
+    passes = [create(name, **AMOUNT_REQUIRED.get(name, {}))]
     assert parse_recipe(write_recipe(passes)) == passes
 
 
