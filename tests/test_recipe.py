@@ -8,7 +8,6 @@ from graphopt import OptionError, create
 from graphopt.recipe import parse_recipe, read_recipe, write_recipe
 from graphopt.registry import discover, load
 
-
 AMOUNT_REQUIRED = {"zero-channels": {"ratio": 0.3}, "zero-weights": {"ratio": 0.5}}
 
 
