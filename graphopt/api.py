@@ -7,6 +7,7 @@ from functools import cached_property
 from os import PathLike
 from typing import Any
 
+import numpy as np
 import onnx
 from numpy.typing import NDArray
 
@@ -15,6 +16,7 @@ from graphopt.base import Pass
 from graphopt.contract import Contract, FloatExact, on_inputs
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.model import Model, from_proto, load, save, to_proto
+from graphopt.model.ranks import with_ranks
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
 from graphopt.pipeline import Pipeline, Progress, silent, total_contract
@@ -88,7 +90,7 @@ def optimize(
     ]
     feeds = as_data(data, source) if check or data is not None else None
     if check and feeds is not None:
-        _require_runs(source, feeds)
+        source = _seen_running(source, feeds)
     plan = Pipeline(chosen, feeds, check, keep_going, fixed_point, progress)
     optimized, reports = plan.run(source)
     failures = [f"{each.name}: {each.failure}" for each in reports if each.failure]
@@ -166,16 +168,17 @@ def as_data(data: AnyData | None, model: Model) -> Data:
     return from_arrays(data, model) if isinstance(data, Mapping) else data
 
 
-def _require_runs(model: Model, data: Data) -> None:
-    """Refuse a model that cannot be proved because ONNX Runtime does not run it as it is.
+def _seen_running(model: Model, data: Data) -> Model:
+    """Return the model with its outputs declared as they are, having seen it run.
 
     Raises:
-        ModelError: ONNX Runtime refuses the model or its inputs.
+        ModelError: ONNX Runtime refuses the model or its inputs, so that nothing can be proved.
     """
     try:
-        Session(model).run(next(data.batches()))
+        outputs = Session(model).run(next(data.batches()))
     except GraphoptError as error:
         raise ModelError(f"{model.path or 'the model'} cannot be proved, as it does not run: {error}") from error
+    return with_ranks(model, {name: value.ndim for name, value in outputs.items() if isinstance(value, np.ndarray)})
 
 
 def _kept(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[tuple[Pass, PassResult]]:
