@@ -120,7 +120,7 @@ def optimize(
         accuracy,
         timing,
         tuple(failures),
-        tuple(notes + _slower(timing)),
+        tuple(notes + _slower(timing, optimized)),
     )
     return Result(optimized, report)
 
@@ -205,11 +205,24 @@ def _gap(model: Model, data: Data) -> list[str]:
     return [f"with its graph optimizations on, ONNX Runtime gives other results than without: {gap.problem}"]
 
 
-def _slower(timing: tuple[float, float] | None) -> list[str]:
-    """Say in plain words when the result is slower than the original."""
+def _slower(timing: tuple[float, float] | None, model: Model) -> list[str]:
+    """Say in plain words when the result is slower than the original, and what to do about it."""
     if timing is None or timing[1] <= timing[0]:
         return []
-    return [f"slower than the original on one thread of ONNX Runtime: {timing[0]:.3g} ms became {timing[1]:.3g} ms"]
+    told = f"slower than the original on one thread of ONNX Runtime: {timing[0]:.3g} ms became {timing[1]:.3g} ms"
+    ops = {node.op for node in model.graph.nodes}
+    if "DequantizeLinear" not in ops:
+        return [told]
+    if "QuantizeLinear" in ops:
+        return [
+            f"{told}; the integer kernels do not pay on this machine: quantize-weights with --representation mul"
+            " gives a file as small that runs at float speed"
+        ]
+    return [
+        f"{told}; ONNX Runtime's CPU provider computes the DequantizeLinear of each weight at every run: quantize with"
+        " --representation mul (folded when the model is loaded), or set the session's entry"
+        " session.disable_quant_qdq to 1"
+    ]
 
 
 def with_target(report: Report, target: str, size: int | None) -> Report:
