@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 from graphopt.base import Pass
 from graphopt.contract import BitExact, Contract, FloatExact, Lossy
-from graphopt.model import Model, fingerprint
+from graphopt.model import Model
 from graphopt.report import PassReport
 from graphopt.runtime.feeds import Data
-from graphopt.trial import Trial
+from graphopt.trial import Subject, Trial
 
 MAX_ROUNDS = 20
 
@@ -48,47 +48,49 @@ class Pipeline:
         In the rounds after the first, a pass that finds nothing more to do is not reported again, one that has found
         nothing since the model last changed is not run again, and sites that broke a contract stay vetoed.
         """
-        original = model
+        original, subject = model, Subject(model)
         reports: list[PassReport] = []
-        seen = [fingerprint(model)]
+        seen = [subject.identity] if self.fixed_point else []
         resting: dict[int, Model] = {}
         vetoes: dict[int, dict[str, str]] = {}
         for round_ in range(MAX_ROUNDS if self.fixed_point else 1):
             active: list[str] = []
             for index, each in enumerate(self.passes):
                 self.progress(each.name, index, len(self.passes))
-                if resting.get(index) is model:
+                if resting.get(index) is subject.model:
                     continue
-                model, report = self._step(each, model, original, vetoes.setdefault(index, {}))
+                subject, report = self._step(each, subject, original, vetoes.setdefault(index, {}))
                 if not report.result.rewritten:
-                    resting[index] = model
+                    resting[index] = subject.model
                 if round_ == 0 or report.result.rewritten or report.failure:
                     reports.append(report)
                 if report.failure and not self.keep_going:
-                    return model, tuple(reports)
+                    return subject.model, tuple(reports)
                 if report.result.rewritten and report.kept:
                     active.append(each.name)
             if not active or not self.fixed_point:
                 break
-            if (now := fingerprint(model)) in seen or round_ == MAX_ROUNDS - 1:
+            if (now := subject.identity) in seen or round_ == MAX_ROUNDS - 1:
                 failure = f"never comes to rest: {', '.join(active)} still find work after {round_ + 1} rounds"
                 reports[-1] = dataclasses.replace(reports[-1], failure=failure)
                 break
             seen.append(now)
         self.progress("done", len(self.passes), len(self.passes))
-        return model, tuple(reports)
+        return subject.model, tuple(reports)
 
-    def _step(self, each: Pass, model: Model, original: Model, vetoes: dict[str, str]) -> tuple[Model, PassReport]:
+    def _step(
+        self, each: Pass, subject: Subject, original: Model, vetoes: dict[str, str]
+    ) -> tuple[Subject, PassReport]:
         """Run one pass and time it; ``vetoes`` gains the sites that break its contract."""
         start = time.perf_counter()
-        outcome = Trial(each, model, original, self.data, self.check, dict(vetoes)).run()
+        outcome = Trial(each, subject, original, self.data, self.check, dict(vetoes)).run()
         vetoes |= outcome.vetoes
         seconds = time.perf_counter() - start
         kept = not outcome.failure
         report = PassReport(
             each.name, option_values(each), seconds, kept, outcome.result, outcome.check, outcome.failure
         )
-        return outcome.model, report
+        return subject if outcome.model is subject.model else Subject(outcome.model), report
 
 
 def option_values(each: Pass) -> dict[str, object]:

@@ -1,7 +1,10 @@
 """Finds passes, ours and third parties' alike, through the entry point group ``graphopt.passes``."""
 
 import difflib
+import functools
+from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
+from types import MappingProxyType
 from typing import Any
 
 from graphopt.base import Pass, options
@@ -10,9 +13,11 @@ from graphopt.errors import OptionError
 GROUP = "graphopt.passes"
 
 
-def discover() -> dict[str, EntryPoint]:
+@functools.cache  # it looks through every installed package
+def discover() -> Mapping[str, EntryPoint]:
     """Return the entry point of every installed pass by its name, without importing any of them."""
-    return {point.name: point for point in sorted(entry_points(group=GROUP), key=lambda point: point.name)}
+    points = sorted(entry_points(group=GROUP), key=lambda point: point.name)
+    return MappingProxyType({point.name: point for point in points})
 
 
 def load(name: str) -> type[Pass]:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from graphopt.base import Pass
 from graphopt.bisect import Verdict, find_culprits
@@ -10,6 +11,7 @@ from graphopt.contract import Lossy, on_inputs
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph import GraphView
 from graphopt.model import Model, fingerprint, raise_opset
+from graphopt.model.fingerprint import Fingerprint
 from graphopt.report import Check
 from graphopt.report.metrics import serialized_size
 from graphopt.result import PassResult
@@ -20,6 +22,18 @@ CHECK_SAMPLES = 128
 MAX_CULPRITS = 16
 MAX_LOSSY_CULPRITS = 4
 """The noise of a lossy pass comes from all of its sites: taking many of them out one by one explains nothing."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that nobody changes, and its identity, which is computed once, when it is first asked for."""
+
+    model: Model
+
+    @cached_property
+    def identity(self) -> Fingerprint:
+        """What tells whether another model is the same."""
+        return fingerprint(self.model)
 
 
 @dataclass(frozen=True)
@@ -39,7 +53,7 @@ class Trial:
 
     Attributes:
         each: The pass.
-        model: Its input; never changed.
+        subject: Its input.
         original: The model that the run began with.
         data: Feeds to calibrate and to prove with, None if there are none.
         check: Whether to prove the pass.
@@ -47,11 +61,16 @@ class Trial:
     """
 
     each: Pass
-    model: Model
+    subject: Subject
     original: Model
     data: Data | None
     check: bool
     vetoes: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def model(self) -> Model:
+        """The model that the pass works on; never changed."""
+        return self.subject.model
 
     def run(self) -> Outcome:
         """Run the pass, prove its contract and that a compressing pass compresses."""
@@ -82,7 +101,7 @@ class Trial:
             return Outcome(self.model, PassResult(), failure=" ".join(failure.split()))
         if result.rewritten:
             return Outcome(subject, result)
-        changed = subject.opset == self.model.opset and fingerprint(subject) != fingerprint(self.model)
+        changed = subject.opset == self.model.opset and fingerprint(subject) != self.subject.identity
         failure = "says that it rewrote nothing but changed the graph" if changed else ""
         return Outcome(self.model, result, failure=failure)
 

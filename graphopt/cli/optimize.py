@@ -75,9 +75,8 @@ def optimize(
             progress=progress,
         )
     written = result.ok or keep_going
-    if written:
-        save(result.optimized, target, external_data)
-    told = api.with_target(result.report, target, load(target).stored_bytes if written else None)
+    size = save(result.optimized, target, external_data) if written else None
+    told = api.with_target(result.report, target, size)
     if report is not None:
         _write_report(told, report)
     print_report(told, sys.stdout)

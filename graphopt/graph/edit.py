@@ -36,9 +36,10 @@ class Edit:
 
     def _index(self) -> None:
         """Remember which graph each node lives in and which tensors the graphs take in and give out."""
-        self._home = {id(node): graph for graph in self._model.graphs() for node in graph.nodes}
-        self._outputs = {id(tensor): tensor for graph in self._model.graphs() for tensor in graph.outputs}
-        self._inputs = {id(tensor): tensor for graph in self._model.graphs() for tensor in graph.inputs}
+        graphs = list(self._model.graphs())
+        self._home = {id(node): graph for graph in graphs for node in graph.nodes}
+        self._outputs = {id(tensor): tensor for graph in graphs for tensor in graph.outputs}
+        self._inputs = {id(tensor): tensor for graph in graphs for tensor in graph.inputs}
         self._inputs |= {id(tensor): tensor for tensor in self._model.overridable()}
 
     # -- questions -----------------------------------------------------------------------------------------------------

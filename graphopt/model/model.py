@@ -129,4 +129,5 @@ def _constants_read(graph: gs.Graph) -> Iterator[gs.Constant]:
 
 def subgraphs(graph: gs.Graph) -> list[gs.Graph]:
     """Return the graphs that nodes of ``graph`` have as attributes, in order."""
-    return [value for node in graph.nodes for value in node.attrs.values() if isinstance(value, gs.Graph)]
+    attributes = (node.attrs for node in graph.nodes if node.attrs)
+    return [value for attrs in attributes for value in attrs.values() if isinstance(value, gs.Graph)]

@@ -27,7 +27,7 @@ _PAGE = 4096
 _CHUNK = 1 << 22
 
 
-def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy = "auto") -> None:
+def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy = "auto") -> int:
     """Write a model file, and a file ``<name>.data`` beside it if the weights go there.
 
     The target appears whole or not at all: what is there stays until the new file is complete and on disk, so saving
@@ -40,6 +40,9 @@ def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy 
         path: The target.
         external_data: Whether weights of 1 KB and more go into a file of their own: ``auto`` only where the model would
             be larger than 2 GB, which a protobuf file cannot be.
+
+    Returns:
+        The bytes written, both files together.
 
     Raises:
         ModelError: The target cannot be written, or weights of over 2 GB may not be external.
@@ -57,6 +60,7 @@ def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy 
         for file in stale - {new}:
             with contextlib.suppress(OSError):  # a system that cannot remove mapped files keeps it
                 file.unlink()
+        return target.stat().st_size + (new.stat().st_size if new is not None else 0)
     except OSError as error:
         raise ModelError(f"{path}: cannot write it: {error.strerror or error}") from error
 

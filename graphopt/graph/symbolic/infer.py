@@ -5,6 +5,8 @@ enforces: declarations go stale when somebody edits a model.
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
+from itertools import repeat
 
 import numpy as np
 import onnx
@@ -26,6 +28,10 @@ _REFUSALS = (
     RuntimeError,
     ValueError,
 )
+_Type = tuple[int, shapes.Partial]
+"""Element type, 0 if unknown, and shape."""
+_Content = tuple[tuple[int, ...], tuple[int, ...]]
+"""Shape and elements."""
 _FOLLOWED = (TensorProto.INT64, TensorProto.INT32, TensorProto.BOOL)
 
 
@@ -35,7 +41,6 @@ class Facts:
     def __init__(self, model: Model) -> None:
         """Sweep over ``model``."""
         self._model = model
-        self._names: dict[str, ex.Expression] = {}
         self._types: dict[int, int] = {}
         self._shapes: dict[int, SymbolicShape] = {}
         self._values: dict[int, Value | None] = {}
@@ -129,10 +134,9 @@ class Facts:
                 held = as_value(array) if array.size <= values.LIMIT else None
                 self._record(node.outputs[0], onnx.helper.np_dtype_to_tensor_dtype(array.dtype), array.shape, held)
             return
-        types = self._infer(node, opset) if standard and not _has_body(node) else [None] * len(node.outputs)
+        types = self._infer(node, opset) if standard and not _has_body(node) else None
         first, value = self._follow(node, opset) if standard and not has_reference(node) else (None, None)
-        for index, (out, inferred) in enumerate(zip(node.outputs, types, strict=True)):
-            kind, shape = self._read(inferred)
+        for index, (out, (kind, shape)) in enumerate(zip(node.outputs, types or repeat((0, None)), strict=False)):
             if index == 0 and first is not None:
                 shape = _merge(shape, first)
             self._record(out, kind or element_type(out), shape, value if index == 0 else None)
@@ -150,59 +154,82 @@ class Facts:
         except (IndexError, TypeError, ValueError):  # the node is malformed; a runtime would refuse it
             return None, None
 
-    def _infer(self, node: gs.Node, opset: int) -> Sequence[TypeProto | None]:
-        """Ask ONNX for the types of a node's outputs."""
-        nothing = [None] * len(node.outputs)
+    def _infer(self, node: gs.Node, opset: int) -> Sequence[_Type] | None:
+        """Ask ONNX for the types of a node's outputs; None if it cannot tell."""
         inputs = [f"i{index}" if tensor.name else "" for index, tensor in enumerate(node.inputs)]
         outputs = [f"o{index}" if tensor.name else "" for index, tensor in enumerate(node.outputs)]
         proto = node_proto(node, inputs, outputs)
         if proto is None or any(tensor.name and not self.type(tensor) for tensor in node.inputs):
-            return nothing
-        present = [(key, tensor) for key, tensor in zip(inputs, node.inputs, strict=True) if key]
-        types = {key: self._write(tensor) for key, tensor in present}
-        data = {key: stored for key, tensor in present if (stored := self._content(tensor)) is not None}
-        try:
-            schema = onnx.defs.get_schema(node.op, opset, "")
-            imports = [onnx.helper.make_opsetid("", opset)]
-            found = onnx.shape_inference.infer_node_outputs(schema, proto, types, data, {}, imports, 10)
-        except _REFUSALS:
-            return nothing
-        return [found.get(name) for name in outputs]
-
-    def _content(self, tensor: gs.Tensor) -> TensorProto | None:
-        """Return what a tensor holds, for ONNX, if every element is known."""
-        value = self.value(tensor)
-        if value is None or not all(isinstance(entry, int) for entry in value.reshape(-1)):
             return None
-        kind = onnx.helper.tensor_dtype_to_np_dtype(self.type(tensor))
-        return onnx.numpy_helper.from_array(np.asarray(value.tolist(), dtype=kind).reshape(value.shape))
+        types = tuple((self._types[id(t)], self._shapes.get(id(t))) if t.name else None for t in node.inputs)
+        contents = tuple(self._content(tensor) if tensor.name else None for tensor in node.inputs)
+        return _ask(proto.SerializeToString(deterministic=True), opset, types, contents)
 
-    def _write(self, tensor: gs.Tensor) -> TypeProto:
-        """Return a tensor's type for ONNX, each symbolic dimension under the text of its expression."""
-        proto = TypeProto()
-        proto.tensor_type.elem_type = self._types[id(tensor)]
-        shape = self._shapes.get(id(tensor))
-        if shape is not None:
-            proto.tensor_type.shape.SetInParent()
-            for entry in shape:
-                dim = proto.tensor_type.shape.dim.add()
-                if isinstance(entry, int):
-                    dim.dim_value = entry
-                else:
-                    dim.dim_param = str(entry)
-                    self._names[dim.dim_param] = entry
-        return proto
+    def _content(self, tensor: gs.Tensor) -> _Content | None:
+        """Return what a tensor holds if every element is known."""
+        value = self.value(tensor)
+        if value is None:
+            return None
+        entries = tuple(value.reshape(-1).tolist())
+        return (value.shape, entries) if all(isinstance(entry, int) for entry in entries) else None
 
-    def _read(self, proto: TypeProto | None) -> tuple[int, shapes.Partial]:
-        """Return element type and shape from ONNX's answer, with its dimension names turned back."""
-        if proto is None or not proto.HasField("tensor_type"):
-            return 0, None
-        tensor = proto.tensor_type
-        if not tensor.HasField("shape"):
-            return tensor.elem_type, None
-        dims = tensor.shape.dim
-        shape = [d.dim_value if d.HasField("dim_value") else self._names.get(d.dim_param) for d in dims]
-        return tensor.elem_type, tuple(shape)
+
+@lru_cache(maxsize=4096)  # a model has many equal nodes, and is swept over again and again
+def _ask(
+    node: bytes, opset: int, types: tuple[tuple[int, SymbolicShape] | None, ...], contents: tuple[_Content | None, ...]
+) -> tuple[_Type, ...] | None:
+    """Return element type and shape of each output of a node by ONNX's own inference, None where it refuses.
+
+    Args:
+        node: The node, serialized; its inputs are called i0, i1, ..., or nothing where one is absent.
+        opset: The version of the default domain.
+        types: Element type and shape of each input.
+        contents: Shape and elements of each input, where they are known.
+    """
+    proto = onnx.NodeProto.FromString(node)
+    names: dict[str, ex.Expression] = {}
+    known = {f"i{i}": _write(*entry, names) for i, entry in enumerate(types) if entry is not None}
+    data = {}
+    for index, (entry, content) in enumerate(zip(types, contents, strict=True)):
+        if entry is not None and content is not None:
+            array = np.asarray(content[1], dtype=onnx.helper.tensor_dtype_to_np_dtype(entry[0]))
+            data[f"i{index}"] = onnx.numpy_helper.from_array(array.reshape(content[0]))
+    try:
+        schema = onnx.defs.get_schema(proto.op_type, opset, "")
+        imports = [onnx.helper.make_opsetid("", opset)]
+        found = onnx.shape_inference.infer_node_outputs(schema, proto, known, data, {}, imports, 10)
+    except _REFUSALS:
+        return None
+    return tuple(_read(found.get(name), names) for name in proto.output)
+
+
+def _write(kind: int, shape: SymbolicShape, names: dict[str, ex.Expression]) -> TypeProto:
+    """Return a type for ONNX, each symbolic dimension under the text of its expression, which ``names`` gains."""
+    proto = TypeProto()
+    proto.tensor_type.elem_type = kind
+    if shape is not None:
+        proto.tensor_type.shape.SetInParent()
+        for entry in shape:
+            dim = proto.tensor_type.shape.dim.add()
+            if isinstance(entry, int):
+                dim.dim_value = entry
+            else:
+                dim.dim_param = str(entry)
+                names[dim.dim_param] = entry
+    return proto
+
+
+def _read(proto: TypeProto | None, names: dict[str, ex.Expression]) -> _Type:
+    """Return element type and shape from ONNX's answer, with its dimension names turned back."""
+    if proto is None or not proto.HasField("tensor_type"):
+        return 0, None
+    tensor = proto.tensor_type
+    if not tensor.HasField("shape"):
+        return tensor.elem_type, None
+    dims = tensor.shape.dim
+    return tensor.elem_type, tuple(
+        dim.dim_value if dim.HasField("dim_value") else names.get(dim.dim_param) for dim in dims
+    )
 
 
 def as_value(array: "np.ndarray[tuple[int, ...], np.dtype[np.generic]]") -> Value | None:
