@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from graphopt import GraphView, create, load
 from graphopt.distill.augmentation import Augmentation
@@ -24,6 +25,7 @@ from graphopt.runtime.feeds import Data, load_data
 MODELS = Path(__file__).parent.parent / "models"
 NETS = {"resnet": "fmnist_resnet14_bn.onnx", "mobilenet": "fmnist_mobilenetv2s_bn.onnx"}
 IMAGES = Augmentation(flip=True, shift=0.1, crop=0.8, rotate=8, mix=0.7)
+PATIENT: dict[str, Any] = {"batch": 32, "warmup": 40, "held_out": 0.0}
 CRITERIA = ("l1", "activation", "gradient", "taylor", "random")
 RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7)
 
@@ -50,8 +52,8 @@ class Bench:
         """Return the folded network with channels zeroed."""
         return self.run(self.folded, "zero-channels", criterion=criterion, ratio=ratio)
 
-    def taught(self, student: Model, epochs: int, **settings: Any) -> Model:
-        """Distill into a student."""
+    def taught(self, student: Model, epochs: int, teacher: Model | None = None, **settings: Any) -> Model:
+        """Distill into a student, from the original if no teacher is given."""
         plain: dict[str, Any] = {
             "rate": 3e-3,
             "warmup": 20,
@@ -60,7 +62,7 @@ class Bench:
             "augmentation": IMAGES,
         }
         chosen = Settings(epochs=epochs, threads=self.threads, **{**plain, **settings})
-        return distill(self.teacher, student, self.data, chosen).student
+        return distill(teacher or self.teacher, student, self.data, chosen).student
 
     def accuracy(self, model: Model) -> float:
         """Return top-1 on the 10,000 test images, in percent."""
@@ -80,9 +82,10 @@ def pruning(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
     cut = bench.run(rebuilt, "prune-channels")
     say("parameters", [measure(bench.teacher).parameters, measure(cut).parameters])
     started = time.perf_counter()
-    say("reconstruct and distill", bench.accuracy(bench.taught(cut, epochs)))
+    say("reconstruct and distill", bench.accuracy(bench.taught(cut, epochs, bench.folded, **PATIENT)))
     say("distill, seconds", round(time.perf_counter() - started, 1))
-    say("distill", bench.accuracy(bench.taught(bench.run(student, "prune-channels"), epochs)))
+    bare = bench.run(student, "prune-channels")
+    say("distill", bench.accuracy(bench.taught(bare, epochs, bench.folded, **PATIENT)))
 
 
 def lowbit(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
@@ -117,6 +120,8 @@ def stranger(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None
         if len(shape) >= 2:
             values = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
             tensor.raw_data = values.astype(np.float32).tobytes()
+        elif tensor.data_type == TensorProto.FLOAT:
+            tensor.raw_data = np.zeros(shape, np.float32).tobytes()
     for node in proto.graph.node:
         if node.op_type == "BatchNormalization":
             for name, value in zip(node.input[1:], (1.0, 0.0, 0.0, 1.0), strict=True):
