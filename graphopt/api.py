@@ -192,8 +192,8 @@ def _idle(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[str]:
     idle = []
     for each, told in _kept(passes, reports):
         if each.compresses and not told.rewritten:
-            why = f" ({told.skipped[0].site}: {told.skipped[0].reason})" if told.skipped else ""
-            idle.append(f"{each.name}: nothing to do{why}")
+            first = f"{told.skipped[0].site}: {told.skipped[0].reason}" if told.skipped else "no place to work on"
+            idle.append(f"{each.name}: nothing to do ({first})")
     return idle
 
 

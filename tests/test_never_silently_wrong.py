@@ -156,7 +156,7 @@ def test_a_compressing_pass_with_nothing_to_do_fails() -> None:
         compresses = True
 
     relu = model("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
-    assert graphopt.optimize(relu, [Idle()]).report.failures == ("idle: nothing to do",)
+    assert graphopt.optimize(relu, [Idle()]).report.failures == ("idle: nothing to do (no place to work on)",)
 
 
 def test_the_model_given_is_not_changed() -> None:

@@ -22,4 +22,5 @@ def with_ranks(model: Model, ranks: Mapping[str, int]) -> Model:
         if out.name in wrong:
             out.shape = [None] * ranks[out.name]
     notes = [f"output {name!r} is declared with rank {len(declared[name])} but has {ranks[name]}" for name in wrong]
-    return dataclasses.replace(repaired, repairs=(*repaired.repairs, *notes))
+    repairs = (*model.repairs, *notes)
+    return dataclasses.replace(repaired, path=model.path, stored_bytes=model.stored_bytes, repairs=repairs)

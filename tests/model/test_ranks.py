@@ -21,6 +21,7 @@ def test_the_rank_is_repaired_and_reported(tmp_path: Path) -> None:
     result = graphopt.optimize(tmp_path / "in.onnx", ["quantize-weights"])
     assert result.ok, result.report.failures
     assert result.report.notes[0] == "output 'y' is declared with rank 3 but has 2"
+    assert result.report.before.bytes == (tmp_path / "in.onnx").stat().st_size
     first, second = result.model.graph.output
     assert len(first.type.tensor_type.shape.dim) == 2
     assert second == wrong().graph.output[1]
