@@ -71,3 +71,13 @@ def test_a_pass_imports_no_other_pass_and_nothing_above_the_base(path: Path) -> 
     for name in imports(path):
         assert not name.startswith(("graphopt.passes", "passes"))
         assert name.split(".")[:2] not in [["graphopt", part] for part in ("pipeline", "api", "cli", "trial", "report")]
+
+
+def test_the_readme_lists_every_pass_and_no_other() -> None:
+    rows = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("| `")]
+    assert {line.split("`")[1] for line in rows} == set(PROJECT["project"]["entry-points"]["graphopt.passes"])
+
+
+def test_the_readme_prints_exactly_two_set_up_commands() -> None:
+    lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    pip install ")]
+    assert len(lines) == 2
