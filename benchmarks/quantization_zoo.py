@@ -3,8 +3,8 @@
     python benchmarks/quantization_zoo.py [--reference-mb 6] MODEL...
 
 A cell is the file's share of the original and the ratio of the outputs to their error in decibels, taken with ONNX
-Runtime's optimizations off, on inputs that are generated (drawn weights and inputs: static figures say that a model runs,
-not what it is worth). "all" ran: ONNX Runtime with optimizations off and on, OpenVINO and, for files of up to
+Runtime's optimizations off, on inputs that are generated: noise, so the figures say that a model runs and how far it
+moved, not what it is worth. "all" ran: ONNX Runtime with optimizations off and on, OpenVINO and, for files of up to
 ``--reference-mb``, ONNX's ReferenceEvaluator. A runtime that does not run the original either is left out, and named.
 """
 
