@@ -10,7 +10,7 @@ from onnx import AttributeProto, TensorProto
 from graphopt.errors import ModelError
 from graphopt.model.attributes import write_attributes
 from graphopt.model.declarations import matched, value_infos
-from graphopt.model.ir import Constant, Graph, Node, current_values, value_bytes
+from graphopt.model.ir import Constant, Graph, Node, current_values, no_garbage_collection, value_bytes
 from graphopt.model.model import Model
 from graphopt.model.weights import MappedValues, SparseValues, TensorValues, describe
 from graphopt.model.wire import BIG, has_marker
@@ -52,9 +52,10 @@ def write_model(model: Model, place: Place) -> onnx.ModelProto:
     proto = onnx.ModelProto()
     proto.CopyFrom(model.header)
     writer = _Writer(model.header.ir_version, place)
-    writer.graph(model.graph, proto.graph)
-    for function in model.functions:
-        writer.function(function, proto.functions.add())
+    with no_garbage_collection():
+        writer.graph(model.graph, proto.graph)
+        for function in model.functions:
+            writer.function(function, proto.functions.add())
     return proto
 
 

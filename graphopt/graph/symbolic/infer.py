@@ -20,6 +20,7 @@ from graphopt.graph.symbolic import shapes, values
 from graphopt.graph.symbolic.attributes import Value, has_reference
 from graphopt.graph.symbolic.values import SymbolicShape
 from graphopt.model import Model
+from graphopt.model.ir import no_garbage_collection
 
 _REFUSALS = (
     onnx.defs.SchemaError,
@@ -48,9 +49,10 @@ class Facts:
         self._fed = {id(tensor) for tensor in model.overridable()}
         self._count = 0
         self._opsets: dict[int, tuple[int, gs.Node]] = {}
-        self._sweep(model.graph, model.opset, trusted=True)
-        for function in model.functions:
-            self._sweep(function, function.opset or model.opset, trusted=False)
+        with no_garbage_collection():
+            self._sweep(model.graph, model.opset, trusted=True)
+            for function in model.functions:
+                self._sweep(function, function.opset or model.opset, trusted=False)
 
     def __contains__(self, node_id: int) -> bool:
         """Whether the sweep has seen a node, by its ``id``."""
