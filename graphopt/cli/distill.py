@@ -111,7 +111,7 @@ def distill(
             accuracy = [top1(model, feeds) for model in (original, learner, outcome.student)]
         except DataError:
             accuracy = None
-    _tell(outcome, accuracy)
+    _tell(outcome, accuracy, settings.held_out > 0)
     if report is not None:
         told = {"history": outcome.history, "best_epoch": outcome.best_epoch, "steps": outcome.steps, "top1": accuracy}
         try:
@@ -121,11 +121,15 @@ def distill(
     return 0
 
 
-def _tell(outcome: Outcome, accuracy: list[float] | None) -> None:
+def _tell(outcome: Outcome, accuracy: list[float] | None, held_out: bool) -> None:
     """Print what has come of it."""
-    best = outcome.history[outcome.best_epoch] if len(outcome.history) > outcome.best_epoch else outcome.history[-1]
-    epochs = len(outcome.history) - 1
-    click.echo(f"held-out loss {outcome.history[0]:.4g} became {best:.4g} in epoch {outcome.best_epoch} of {epochs}")
+    history, best = outcome.history, outcome.best_epoch
+    if held_out:
+        click.echo(f"held-out loss {history[0]:.4g} became {history[best]:.4g} in epoch {best} of {len(history) - 1}")
+    else:
+        click.echo(
+            f"training loss {history[0]:.4g} in the first epoch became {history[-1]:.4g} in epoch {len(history)}"
+        )
     if outcome.zero_groups:
         click.echo(f"{outcome.zero_groups} groups of channels are zero: prune-channels can cut them")
     if accuracy is not None:
