@@ -1,32 +1,18 @@
-"""A structural copy of a model, so that a pass can be taken back."""
+"""A structural copy of graphs, so that a pass can be taken back."""
 
-import onnx
+from collections.abc import Sequence
+
 import onnx_graphsurgeon as gs
 
-from graphopt.model.ir import (
-    Constant,
-    Graph,
-    Info,
-    Node,
-    Variable,
-    make_constant,
-    make_node,
-    make_variable,
-    no_garbage_collection,
-)
-from graphopt.model.model import Model
+from graphopt.model import ir
+from graphopt.model.ir import Constant, Graph, Info, Node, Variable
 
 
-def copy_model(model: Model) -> Model:
-    """Return a copy with graphs, nodes and tensors of its own; weights and source protos are shared."""
-    model.adopt_constants()
-    header = onnx.ModelProto()
-    header.CopyFrom(model.header)
-    with no_garbage_collection():
+def copy_graphs(graphs: Sequence[Graph]) -> list[Graph]:
+    """Return graphs with nodes and tensors of their own; weights and source protos are shared."""
+    with ir.no_garbage_collection():
         copier = _Copier()
-        graph = copier.graph(model.graph)
-        functions = [copier.graph(function) for function in model.functions]
-    return Model(graph, header, model.path, model.repairs, functions)
+        return [copier.graph(graph) for graph in graphs]
 
 
 class _Copier:
@@ -55,7 +41,7 @@ class _Copier:
         attributes = {name: self._value(value) for name, value in node.attrs.items()}
         inputs, outputs = map(self._tensor, node.inputs), map(self._tensor, node.outputs)
         source = node.source if isinstance(node, Node) else None
-        return make_node(node.op, node.name, attributes, inputs, outputs, node.domain, source)
+        return ir.make_node(node.op, node.name, attributes, inputs, outputs, node.domain, source)
 
     def _value(self, value: object) -> object:
         if isinstance(value, gs.Graph):
@@ -74,7 +60,7 @@ class _Copier:
 
 def _constant(constant: gs.Constant) -> Constant:
     """Copy a constant, sharing its values."""
-    copy = make_constant(constant.name, constant._values)
+    copy = ir.make_constant(constant.name, constant._values)
     known = isinstance(constant, Constant)
     copy.original, copy.declared = (constant.original, constant.declared) if known else (None, None)
     return copy
@@ -83,6 +69,6 @@ def _constant(constant: gs.Constant) -> Constant:
 def _variable(variable: gs.Variable) -> Variable:
     """Copy a variable."""
     shape = None if variable.shape is None else list(variable.shape)
-    copy = make_variable(variable.name, variable.dtype, shape, variable.type)
+    copy = ir.make_variable(variable.name, variable.dtype, shape, variable.type)
     copy.declared = variable.declared if isinstance(variable, Variable) else None
     return copy

@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.model.copy import copy_graphs
 from graphopt.model.ir import Graph
 
 
@@ -115,9 +116,11 @@ class Model:
 
     def copy(self) -> "Model":
         """Return a structural copy that shares every weight and every proto that the model was read from."""
-        from graphopt.model.copy import copy_model
-
-        return copy_model(self)
+        self.adopt_constants()
+        header = onnx.ModelProto()
+        header.CopyFrom(self.header)
+        graph, *functions = copy_graphs([self.graph, *self.functions])
+        return Model(graph, header, self.path, self.repairs, functions)
 
 
 def _constants_read(graph: gs.Graph) -> Iterator[gs.Constant]:
