@@ -7,29 +7,23 @@ from functools import cached_property
 from os import PathLike
 from typing import Any
 
-import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from graphopt import pipeline
 from graphopt.base import Pass
-from graphopt.contract import Contract, FloatExact, on_inputs
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.contract import Contract, FloatExact
 from graphopt.model import Model, from_proto, load, save, to_proto
-from graphopt.model.ranks import with_ranks
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
-from graphopt.pipeline import Pipeline, Progress, silent, total_contract
+from graphopt.pipeline import Pipeline, Progress, silent
 from graphopt.registry import create
-from graphopt.report import Check, PassReport, Report, measure
-from graphopt.result import PassResult
-from graphopt.runtime.check import compare_models, top1
+from graphopt.report import Report, measure
+from graphopt.runtime.check import compare_models
 from graphopt.runtime.feeds import Data, from_arrays, generate, load_data
 from graphopt.runtime.latency import median_latencies
-from graphopt.runtime.session import Session
+from graphopt.verdict import Verdict, failed, judge, seen_running, slower
 
 DEFAULT_PASSES = ("fold-batchnorm", "prune-channels", "quantize-weights")
-FINAL_SAMPLES = 1024
 
 AnyModel = Model | onnx.ModelProto | str | PathLike[str]
 AnyData = Data | Mapping[str, NDArray[Any]] | str | PathLike[str]
@@ -90,34 +84,25 @@ def optimize(
     ]
     feeds = as_data(data, source) if check or data is not None else None
     if check and feeds is not None:
-        source = _seen_running(source, feeds)
+        source = seen_running(source, feeds)
     plan = Pipeline(chosen, feeds, check, keep_going, fixed_point, progress)
     optimized, reports = plan.run(source)
-    failures = [f"{each.name}: {each.failure}" for each in reports if each.failure]
-    failures += _idle(chosen, reports)
-
-    final, accuracy, notes = None, None, list(source.repairs)
+    judged = Verdict()
     if check and feeds is not None:
         progress("checking the whole", len(chosen), len(chosen))
-        contracts = [each.contract for each, told in _kept(chosen, reports) if told.rewritten]
-        final, found = _whole_check(source, optimized, feeds, total_contract(contracts))
-        notes += found
-        if not final.holds:
-            failures.append(f"the whole run broke {final.contract}: {final.problem}")
-        if feeds.labels is not None:
-            accuracy = (top1(source, feeds), top1(optimized, feeds))
+        judged = judge(source, optimized, feeds, chosen, reports)
     timing = median_latencies(source, optimized, feeds or generate(source)) if latency else None
     report = Report(
-        str(source.path or ""),
-        "",
-        measure(source),
-        measure(optimized),
-        reports,
-        final,
-        accuracy,
-        timing,
-        tuple(failures),
-        tuple(notes + _slower(timing, optimized)),
+        source=str(source.path or ""),
+        target="",
+        before=measure(source),
+        after=measure(optimized),
+        passes=reports,
+        check=judged.check,
+        top1=judged.top1,
+        latency_ms=timing,
+        failures=(*failed(chosen, reports), *judged.failures),
+        notes=(*source.repairs, *judged.notes, *slower(timing, optimized)),
     )
     return Result(optimized, report)
 
@@ -163,73 +148,6 @@ def as_data(data: AnyData | None, model: Model) -> Data:
     if isinstance(data, str | PathLike):
         return load_data(data, model)
     return from_arrays(data, model) if isinstance(data, Mapping) else data
-
-
-def _seen_running(model: Model, data: Data) -> Model:
-    """Return the model with its outputs declared as they are, having seen it run.
-
-    Raises:
-        ModelError: ONNX Runtime refuses the model or its inputs, so that nothing can be proved.
-    """
-    try:
-        outputs = Session(model).run(next(data.batches()))
-    except GraphoptError as error:
-        raise ModelError(f"{model.path or 'the model'} cannot be proved, as it does not run: {error}") from error
-    return with_ranks(model, {name: value.ndim for name, value in outputs.items() if isinstance(value, np.ndarray)})
-
-
-def _whole_check(source: Model, optimized: Model, data: Data, contract: Contract) -> tuple[Check, list[str]]:
-    """Hold the result to the sum of all contracts against the original; return what a reader should know besides."""
-    total = on_inputs(contract, data.generated)
-    check = Check.of(compare_models(source, optimized, data, total, FINAL_SAMPLES))
-    notes = _gap(optimized, data)
-    if data.generated:
-        notes.append("checked on generated inputs: the numerics are proved, accuracy was not measured")
-    return check, notes
-
-
-def _kept(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[tuple[Pass, PassResult]]:
-    """Pair each kept report with its pass."""
-    by_key = {(each.name, str(pipeline.option_values(each))): each for each in passes}
-    return [(by_key[(each.name, str(each.options))], each.result) for each in reports if each.kept]
-
-
-def _idle(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[str]:
-    """Name the compressing passes that could do nothing at all."""
-    idle = []
-    for each, told in _kept(passes, reports):
-        if each.compresses and not told.rewritten:
-            first = f"{told.skipped[0].site}: {told.skipped[0].reason}" if told.skipped else "no place to work on"
-            idle.append(f"{each.name}: nothing to do ({first})")
-    return idle
-
-
-def _gap(model: Model, data: Data) -> list[str]:
-    """Run the result as a user would, optimizations on, and tell if that differs from what was proved."""
-    gap = compare_models(model, model, data, FloatExact(rtol=1e-3, atol=1e-4), FINAL_SAMPLES, optimize=(False, True))
-    if gap.holds:
-        return []
-    return [f"with its graph optimizations on, ONNX Runtime gives other results than without: {gap.problem}"]
-
-
-def _slower(timing: tuple[float, float] | None, model: Model) -> list[str]:
-    """Say in plain words when the result is slower than the original, and what to do about it."""
-    if timing is None or timing[1] <= timing[0]:
-        return []
-    told = f"slower than the original on one thread of ONNX Runtime: {timing[0]:.3g} ms became {timing[1]:.3g} ms"
-    ops = {node.op for node in model.graph.nodes}
-    if "DequantizeLinear" not in ops:
-        return [told]
-    if "QuantizeLinear" in ops:
-        return [
-            f"{told}; the integer kernels do not pay on this machine: quantize-weights with --representation mul"
-            " gives a file as small that runs at float speed"
-        ]
-    return [
-        f"{told}; ONNX Runtime's CPU provider computes the DequantizeLinear of each weight at every run: quantize with"
-        " --representation mul (folded when the model is loaded), or set the session's entry"
-        " session.disable_quant_qdq to 1"
-    ]
 
 
 def with_target(report: Report, target: str, size: int | None) -> Report:

@@ -16,7 +16,7 @@ LAYERS = [
     {"graph"},
     {"runtime"},
     {"base", "registry"},
-    {"report", "bisect", "trial", "pipeline"},
+    {"report", "bisect", "trial", "pipeline", "verdict"},
     {"distill", "transfer", "recipe", "presets", "api", "testing"},
     {"cli", "__main__"},
 ]
