@@ -1,6 +1,6 @@
-"""What each method of recovery brings back on Fashion-MNIST; writes the table and the plot of docs/recovery.md.
+"""What each method of recovery brings back on Fashion-MNIST: the tables of docs/recovery.md.
 
-python benchmarks/recovery.py [--only SECTION ...] [--figures docs/recovery.json] [--plot docs/saliency.svg]
+python benchmarks/recovery.py [--only SECTION ...] [--figures docs/recovery.json]
 python benchmarks/recovery.py --print docs/recovery.json
 """
 
@@ -26,8 +26,6 @@ MODELS = Path(__file__).parent.parent / "models"
 NETS = {"resnet": "fmnist_resnet14_bn.onnx", "mobilenet": "fmnist_mobilenetv2s_bn.onnx"}
 IMAGES = Augmentation(flip=True, shift=0.1, crop=0.8, rotate=8, mix=0.7)
 PATIENT: dict[str, Any] = {"batch": 32, "warmup": 40, "held_out": 0.0}
-CRITERIA = ("l1", "activation", "gradient", "taylor", "random")
-RATIOS = (0.1, 0.2, 0.3, 0.5, 0.7)
 
 
 class Bench:
@@ -104,13 +102,6 @@ def lowbit(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
         say(f"{kind}, distill", bench.accuracy(bench.taught(model, epochs, rate=1e-3)))
 
 
-def criteria(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
-    """Accuracy without any recovery, by criterion and share of channels removed."""
-    for criterion in CRITERIA:
-        for ratio in RATIOS:
-            say(f"{criterion}, {ratio:.0%}", bench.accuracy(bench.zeroed(criterion, ratio)))
-
-
 def stranger(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
     """A MobileNet with drawn weights learns from this network."""
     proto = to_proto(load(MODELS / NETS["mobilenet"]))
@@ -139,36 +130,7 @@ def raised(model: Model, opset: int) -> Model:
     return raise_opset(model, opset)
 
 
-SECTIONS = {"pruning": pruning, "lowbit": lowbit, "criteria": criteria, "stranger": stranger}
-
-
-def plot(figures: dict[str, Any]) -> str:
-    """Return the curves of the section criteria as SVG."""
-    colours = dict(zip(CRITERIA, ("#4269d0", "#efb118", "#ff725c", "#3ca951", "#9498a0"), strict=True))
-    parts = [
-        '<svg xmlns="http://www.w3.org/2000/svg" width="760" height="330" font-family="sans-serif" font-size="12">'
-    ]
-    parts.append('<rect width="760" height="330" fill="white"/>')
-    for place, net in enumerate(net for net in NETS if f"criteria/{net}" in figures):
-        left, width, top, height = 60 + 380 * place, 290, 40, 220
-        parts.append(f'<text x="{left}" y="24" font-weight="bold">{net}: top-1 by share of channels removed</text>')
-        for percent in range(0, 101, 20):
-            y = top + height * (1 - percent / 100)
-            parts.append(f'<path d="M{left} {y:.0f}h{width}" stroke="#ddd"/>')
-            parts.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end">{percent}%</text>')
-        across = {ratio: left + width * (index + 0.5) / len(RATIOS) for index, ratio in enumerate(RATIOS)}
-        for ratio, x in across.items():
-            parts.append(f'<text x="{x:.0f}" y="{top + height + 18}" text-anchor="middle">{ratio:.0%}</text>')
-        for index, criterion in enumerate(CRITERIA):
-            values = figures[f"criteria/{net}"]
-            points = [(across[r], top + height * (1 - values[f"{criterion}, {r:.0%}"] / 100)) for r in RATIOS]
-            line = " ".join(f"{x:.0f},{y:.1f}" for x, y in points)
-            parts.append(f'<polyline points="{line}" fill="none" stroke="{colours[criterion]}" stroke-width="2"/>')
-            if place == 0:
-                x = 60 + 130 * index
-                parts.append(f'<path d="M{x} 306h24" stroke="{colours[criterion]}" stroke-width="3"/>')
-                parts.append(f'<text x="{x + 30}" y="310">{criterion}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+SECTIONS = {"pruning": pruning, "lowbit": lowbit, "stranger": stranger}
 
 
 def table(figures: dict[str, Any]) -> str:
@@ -186,7 +148,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=200)
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--figures", type=Path)
-    parser.add_argument("--plot", type=Path)
     parser.add_argument("--print", dest="shown", type=Path)
     chosen = parser.parse_args()
     if chosen.shown:
@@ -196,7 +157,7 @@ def main() -> None:
     figures: dict[str, Any] = json.loads(chosen.figures.read_text()) if kept else {}
     for section in chosen.only:
         for net in [net for net in chosen.nets if section != "stranger" or net == "resnet"]:
-            values: dict[str, Any] = {"epochs": chosen.epochs} if section != "criteria" else {}
+            values: dict[str, Any] = {"epochs": chosen.epochs}
 
             def say(key: str, value: Any, values: dict[str, Any] = values, title: str = f"{section}/{net}") -> None:
                 values[key] = value
@@ -206,8 +167,6 @@ def main() -> None:
                     chosen.figures.write_text(json.dumps(figures, indent=1) + "\n")
 
             SECTIONS[section](Bench(net, chosen.threads), chosen.epochs, say)
-    if chosen.plot is not None:
-        chosen.plot.write_text(plot(figures))
 
 
 if __name__ == "__main__":

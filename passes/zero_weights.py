@@ -1,4 +1,4 @@
-"""Set single weights of small magnitude to nought: a share of them, those below a threshold, or N of every M."""
+"""Set the single weights that matter least to nought: a share of them, those below a threshold, or N of every M."""
 
 import math
 import re
@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphopt import GraphView, Lossy, OptionError, Pass, PassResult, Rewritten, Skip, Skipped, option
+from graphopt.distill.saliency import gradient_saliency
+from graphopt.errors import GraphoptError
 from graphopt.graph.weights import MOVES, Weight, WeightUse, find_weights, is_float, require_weight
-from graphopt.numerics.sparsity import below, pattern_mask, smallest_limit
+from graphopt.numerics.sparsity import below, order, pattern_mask, smallest_limit
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
 BLOCKED = ("Conv", "Gemm", "MatMul")
@@ -23,13 +25,25 @@ PATTERN = re.compile(r"([1-9]\d*):([1-9]\d*)")
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroWeights(Pass):
-    """Zero the weights of smallest magnitude, one by one.
+    """Zero the weights that matter least, one by one.
+
+    Criteria:
+
+    - ``magnitude``: |w|;
+    - ``gradient``: the mean over single samples of |dL/dw|, L the cross-entropy with the label or else with the class
+      that the model itself finds likeliest; ``taylor``: of |w dL/dw| (arXiv 1611.06440). Both need ``--data``, a model
+      with class scores and the extra graphopt[distill], and reach float32 weights of Conv, ConvTranspose, Gemm and
+      MatMul in the main graph.
+
+    One of these says how much:
 
     - ``--ratio``: this share of each weight tensor, or with ``--scope global`` of all of them together (Han et al.,
-      arXiv 1506.02626). Of equal magnitudes all stay, so the share may fall a little short.
-    - ``--threshold``: all weights of a smaller magnitude.
-    - ``--pattern N:M``: all but the N largest of every M successive weights along the axis that the layer sums over,
-      such as 2:4 for sparse tensor cores (arXiv 2104.08378); Conv, Gemm and MatMul.
+      arXiv 1506.02626). Of equal magnitudes all stay, so the share may fall a little short; with the other criteria
+      the smaller magnitude goes first, then the earlier weight.
+    - ``--threshold``: all weights that the criterion puts below it. What is measured on data is measured anew in a
+      second run, with a little more below the threshold.
+    - ``--pattern N:M``: all but the best N of every M successive weights along the axis that the layer sums over, such
+      as 2:4 for sparse tensor cores (arXiv 2104.08378); Conv, Gemm and MatMul.
 
     Weights of Conv, ConvTranspose, Gemm, MatMul, LSTM, GRU and RNN, read directly or through Transpose and its kind.
     Layers that share a weight go on sharing it. Zeros that are there already count, so that a second run does nothing.
@@ -46,11 +60,13 @@ class ZeroWeights(Pass):
     name = "zero-weights"
     contract = Lossy(min_sqnr_db=float("-inf"))
 
+    criterion: Literal["magnitude", "gradient", "taylor"] = option("magnitude", "What a weight is judged by.")
     ratio: float | None = option(None, "Zero this share of the weights.", minimum=0.0, maximum=1.0)
-    threshold: float | None = option(None, "Zero the weights of a smaller magnitude than this.", minimum=0.0)
+    threshold: float | None = option(None, "Zero the weights that the criterion puts below this.", minimum=0.0)
     pattern: str | None = option(None, "Keep N of every M weights along the summed axis, such as 2:4.")
     scope: Literal["uniform", "global"] = option("uniform", "Take the ratio of each weight, or of all together.")
     skip: tuple[str, ...] = option((), "Leave alone layers whose site matches this pattern, such as '*/conv1/*'.")
+    samples: int = option(512, "How many calibration samples a criterion uses at most.", minimum=1)
 
     def __post_init__(self) -> None:
         """Check that exactly one option says how much, and the form of the pattern.
@@ -79,10 +95,13 @@ class ZeroWeights(Pass):
                 usable.append(weight)
             except Skip as reason:
                 _tell(view, weight, str(reason), kept)
-        shared = self._shared_limit(view, usable)
+        scores = self._scores(view, usable, kept)
+        shared = self._shared_limit(list(scores.values()))
         for weight in usable:
+            if id(weight.source) not in scores:
+                continue
             try:
-                _tell(view, weight, self._zero(view, weight, shared), done)
+                _tell(view, weight, self._zero(view, weight, scores[id(weight.source)], shared), done)
             except Skip as reason:
                 _tell(view, weight, str(reason), kept)
         return PassResult(
@@ -100,16 +119,40 @@ class ZeroWeights(Pass):
             if (pattern := next((p for p in self.skip if fnmatchcase(site, p)), None)) is not None:
                 raise Skip(f"left alone by --skip {pattern}")
 
-    def _shared_limit(self, view: GraphView, weights: list[Weight]) -> float | None:
+    def _scores(
+        self, view: GraphView, weights: list[Weight], kept: dict[str, dict[str, None]]
+    ) -> dict[int, NDArray[Any]]:
+        """Return the scores of each weight's elements by the identity of its tensor; say of the others why not."""
+        if self.criterion == "magnitude" or not weights:
+            return {id(weight.source): require_weight(view, weight) for weight in weights}
+        try:
+            if view.calibration is None or view.calibration.generated:
+                raise Skip(f"the {self.criterion} criterion needs calibration data (--data)")
+            saliency = gradient_saliency(view.model, view.calibration, self.criterion, limit=self.samples)
+        except (Skip, GraphoptError) as reason:
+            for weight in weights:
+                _tell(view, weight, str(reason), kept)
+            return {}
+        found: dict[int, tuple[NDArray[Any], NDArray[Any]]] = {}
+        for weight in weights:
+            name, values = str(weight.source.name), require_weight(view, weight)
+            if name not in saliency:
+                _tell(view, weight, f"no gradient reaches {name!r} ({values.dtype}, {weight.uses[0].layer.op})", kept)
+                continue
+            found[id(weight.source)] = np.where(values == 0, 0.0, saliency[name]), values
+        if self.threshold is not None:
+            return {key: scores for key, (scores, _) in found.items()}
+        return dict(zip(found, order(list(found.values())), strict=True))
+
+    def _shared_limit(self, scores: list[NDArray[Any]]) -> float | None:
         """Return the limit that all weights have in common, None if each has its own."""
         if self.threshold is not None:
             return self.threshold
         if self.ratio is None or self.scope == "uniform":
             return None
-        arrays = [require_weight(view, weight) for weight in weights]
-        return smallest_limit(arrays, int(self.ratio * sum(array.size for array in arrays) + 1e-9))
+        return smallest_limit(scores, int(self.ratio * sum(array.size for array in scores) + 1e-9))
 
-    def _zero(self, view: GraphView, weight: Weight, shared: float | None) -> str:
+    def _zero(self, view: GraphView, weight: Weight, scores: NDArray[Any], shared: float | None) -> str:
         """Zero one weight; return what that costs.
 
         Raises:
@@ -119,11 +162,11 @@ class ZeroWeights(Pass):
         if self.ratio is not None or self.threshold is not None:
             limit = shared
             if limit is None:
-                limit = smallest_limit([values], int((self.ratio or 0.0) * values.size + 1e-9))
-            mask = below(values, limit)
+                limit = smallest_limit([scores], int((self.ratio or 0.0) * values.size + 1e-9))
+            mask = below(scores, limit)
         else:
             keep, of = (int(number) for number in (self.pattern or "").split(":"))
-            mask = pattern_mask(values, _summed_axis(view, weight, values, of), keep, of)
+            mask = pattern_mask(scores, _summed_axis(view, weight, values, of), keep, of)
         if not (values[mask] != 0).any():
             raise Skip(f"{weight.source.name!r} has nothing more to zero")
         zeroed = np.where(mask, np.zeros((), dtype=values.dtype), values)

@@ -1,6 +1,6 @@
 """Which elements of a weight to set to nought: the smallest ones, all over or N of every M."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ def smallest_limit(arrays: Iterable[NDArray[Any]], count: int) -> float:
 
 
 def below(values: NDArray[Any], limit: float) -> Mask:
-    """Return where the magnitude, in float32, lies below a limit."""
+    """Return where the magnitude lies below a limit."""
     return np.asarray(_magnitudes(values) < limit)
 
 
@@ -45,7 +45,25 @@ def pattern_mask(values: NDArray[Any], axis: int, keep: int, of: int) -> Mask:
     return np.moveaxis(mask.reshape(rows.shape), -1, axis)
 
 
-def _magnitudes(values: NDArray[Any]) -> NDArray[np.float32]:
-    """Return magnitudes in float32; what is too large for it becomes Inf."""
-    with np.errstate(over="ignore"):
-        return np.abs(values.astype(np.float32))
+def order(parts: Sequence[tuple[NDArray[Any], NDArray[Any]]]) -> list[NDArray[np.float64]]:
+    """Return the place of every element among all parts together, from 0 on, in arrays of the parts' shapes.
+
+    Args:
+        parts: Scores and values of the same shape. The smaller score comes first; of equal ones the value of smaller
+            magnitude, then the earlier one.
+    """
+    if not parts:
+        return []
+    scores = np.concatenate([score.ravel() for score, _ in parts])
+    magnitudes = np.concatenate([_magnitudes(value).ravel() for _, value in parts])
+    places = np.empty(scores.size, np.float64)
+    places[np.lexsort((magnitudes, scores))] = np.arange(scores.size)
+    ends = np.cumsum([score.size for score, _ in parts])
+    shaped = zip(np.split(places, ends[:-1]), parts, strict=True)
+    return [place.reshape(score.shape) for place, (score, _) in shaped]
+
+
+def _magnitudes(values: NDArray[Any]) -> NDArray[Any]:
+    """Return magnitudes, in float32 unless the values have more."""
+    wide: NDArray[Any] = values if values.dtype == np.float64 else values.astype(np.float32)
+    return np.asarray(np.abs(wide))

@@ -1,6 +1,7 @@
 """zero-weights: which weights go, bit by bit, what is left alone, and every refusal with its reason."""
 
 import re
+import sys
 from typing import Any
 
 import ml_dtypes
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 import graphopt
 from graphopt import GraphView, OptionError, create
 from graphopt.model import from_proto, to_proto
+from graphopt.runtime.feeds import from_arrays, generate
 from graphopt.runtime.session import Session
 from graphopt.testing import assert_skips, model, random_feeds, run_alone
 
@@ -237,6 +239,156 @@ def test_the_pipeline_keeps_what_the_user_asked_for() -> None:
     assert [each.kept for each in result.report.passes] == [True]
     assert result.report.passes[0].check is not None
     assert result.report.passes[0].check.sqnr_db is not None
+
+
+# -- by gradients ------------------------------------------------------------------------------------------------------
+
+NET = """g (float[N,1,5,5] x) => (float[N,4] y) {
+  a = Conv(x, w, b) r = Relu(a) f = Flatten(r) h = MatMul(f, u) s = Tanh(h) y = Gemm<transB = 1>(s, v) }"""
+TRAINED = {"w": draw(4, 1, 3, 3), "b": draw(4), "u": draw(36, 8) / 2, "v": draw(4, 8, seed=1)}
+IMAGES = draw(24, 1, 5, 5)
+LABELS = np.random.default_rng(5).integers(0, 4, 24)
+
+
+def losses(weights: dict[str, NDArray[Any]], labels: NDArray[Any] | None) -> NDArray[np.float64]:
+    """The cross-entropy of each sample in float64, with the labels or else with the likeliest class of TRAINED."""
+    scores = []
+    for trained in (weights, TRAINED):
+        w, b, u, v = (trained[name].astype(np.float64) for name in ("w", "b", "u", "v"))
+        seen = np.lib.stride_tricks.sliding_window_view(IMAGES[:, 0].astype(np.float64), (3, 3), axis=(1, 2))
+        maps = np.einsum("nijkl,mkl->nmij", seen, w[:, 0]) + b[:, None, None]
+        scores.append(np.tanh(np.maximum(maps, 0).reshape(len(maps), -1) @ u) @ v.T)
+    chosen = scores[1].argmax(axis=1) if labels is None else labels
+    rows = scores[0] - scores[0].max(axis=1, keepdims=True)
+    return np.log(np.exp(rows).sum(axis=1)) - rows[np.arange(len(rows)), chosen]
+
+
+def measured(name: str, criterion: str, labels: NDArray[Any] | None) -> NDArray[np.float64]:
+    """The mean over samples of |dL/dw| or |w dL/dw| by central differences."""
+    values = TRAINED[name].astype(np.float64)
+    found = np.zeros(values.shape)
+    for at in np.ndindex(*values.shape):
+        moved = []
+        for step in (1e-6, -1e-6):
+            shifted = values.copy()
+            shifted[at] += step
+            moved.append(losses(TRAINED | {name: shifted}, labels))
+        found[at] = np.abs((moved[0] - moved[1]) / 2e-6).mean()
+    return found * np.abs(values) if criterion == "taylor" else found
+
+
+def judged(proto: onnx.ModelProto, labels: NDArray[Any] | None = None, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """Run the pass on the images; a second run must do nothing."""
+    pytest.importorskip("onnx_ad")
+    subject = from_proto(proto)
+    data = from_arrays({"x": IMAGES} | ({} if labels is None else {"labels": labels}), subject)
+    result = create("zero-weights", **options).apply(GraphView(subject, None, data, subject))
+    after = to_proto(subject)
+    if "threshold" not in options:
+        again = from_proto(after)
+        assert not create("zero-weights", **options).apply(GraphView(again, None, data, again)).rewritten
+    return result, arrays(after)
+
+
+def marked(exact: NDArray[np.float64], axis: int, options: dict[str, Any]) -> NDArray[np.bool_]:
+    """What has to go: 30%, what lies below 0.15, or all but the best of every four along an axis."""
+    if "ratio" in options:
+        return exact < np.sort(exact, axis=None)[int(0.3 * exact.size)]
+    if "threshold" in options:
+        return exact < 0.15
+    rows = np.moveaxis(exact, axis, -1)
+    blocks = rows.reshape(-1, 4)
+    return np.moveaxis((blocks < blocks.max(axis=1, keepdims=True)).reshape(rows.shape), -1, axis)
+
+
+@pytest.mark.parametrize("labelled", [True, False], ids=["labels", "its own answers"])
+@pytest.mark.parametrize("criterion", ["gradient", "taylor"])
+@pytest.mark.parametrize("options", [{"ratio": 0.3}, {"threshold": 0.15}, {"pattern": "1:4"}], ids=str)
+def test_what_differences_in_float64_put_last_goes(criterion: str, labelled: bool, options: dict[str, Any]) -> None:
+    labels, some = LABELS if labelled else None, []
+    _, found = judged(model(NET, **TRAINED), labels, criterion=criterion, **options)
+    for name, axis in (("u", 0), ("v", 1), *([] if "pattern" in options else [("w", 1)])):
+        gone = marked(measured(name, criterion, labels), axis, options)
+        some += [gone.any(), not gone.all()]
+        np.testing.assert_array_equal(found[name], np.where(gone, np.float32(0), TRAINED[name]), err_msg=name)
+    assert sum(some) > len(some) // 2, "next to nothing was tested"
+    np.testing.assert_array_equal(found["b"], TRAINED["b"])
+
+
+@pytest.mark.parametrize("criterion", ["gradient", "taylor"])
+def test_a_share_of_all_weights_by_gradient(criterion: str) -> None:
+    _, found = judged(model(NET, **TRAINED), LABELS, criterion=criterion, ratio=0.4, scope="global")
+    exact = [measured(name, criterion, LABELS).ravel() for name in ("w", "u", "v")]
+    joined = np.concatenate(exact)
+    limit = np.sort(joined)[int(0.4 * joined.size)]
+    gone = np.concatenate([(found[name] == 0).ravel() for name in ("w", "u", "v")])
+    np.testing.assert_array_equal(gone, joined < limit)
+
+
+def test_weights_that_no_loss_depends_on_go_by_magnitude_then_by_place() -> None:
+    """Half of the units are dead: their gradients are nought, all alike, and yet only the share asked for goes."""
+    weights = {"w": np.abs(draw(8, 8)), "b": np.full(8, 50, np.float32), "v": draw(4, 8)}
+    weights["b"][::2] = -500
+    weights["w"][0, 0] = weights["w"][1, 0] = 9
+    text = "g (float[N,8] x) => (float[N,4] y) { a = Gemm<transB = 1>(x, w, b) r = Relu(a) y = Gemm<transB = 1>(r, v) }"
+    subject = from_proto(model(text, **weights))
+    data = from_arrays({"x": draw(24, 8), "labels": LABELS}, subject)
+    pytest.importorskip("onnx_ad")
+    assert create("zero-weights", criterion="gradient", ratio=0.25).apply(GraphView(subject, None, data)).rewritten
+    found = arrays(to_proto(subject))["w"]
+    assert np.count_nonzero(found == 0) == 16
+    assert not (found[1::2] == 0).any()
+    kept = weights["w"][::2][found[::2] != 0]
+    assert weights["w"][::2][found[::2] == 0].max() < kept.min()
+
+
+UNJUDGED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "LSTM": (
+        "g (float[N,1,5,5] x) => (float[N,2] y) { k = Constant<value = int64[3] {25,-1,1}>() s = Reshape(x, k)"
+        " _, h = LSTM<hidden_size = 2>(s, w, r) y = Squeeze(h, z) }",
+        {"w": draw(1, 8, 1), "r": draw(1, 8, 2), "z": np.array([0], np.int64)},
+        "no float32 or quantized weights|cannot be differentiated",
+    ),
+    "half precision": (
+        "g (float[N,1,5,5] x) => (float[N,4] y) { f = Flatten(x) c = Cast<to = 10>(f) m = MatMul(c, w)"
+        " d = Cast<to = 1>(m) y = MatMul(d, v) }",
+        {"w": draw(25, 4).astype(np.float16), "v": draw(4, 4)},
+        r"no gradient reaches 'w' \(float16, MatMul\)",
+    ),
+    "no class scores": (
+        "g (float[N,1,5,5] x) => (float[N,1,3,3] y) { y = Conv(x, w) }",
+        {"w": draw(1, 1, 3, 3)},
+        "class",
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "weights", "reason"), UNJUDGED.values(), ids=UNJUDGED)
+def test_what_no_gradient_reaches_stays(text: str, weights: dict[str, Any], reason: str) -> None:
+    result, found = judged(model(text, **weights), None, criterion="gradient", ratio=0.5)
+    assert any(re.search(reason, each.reason) for each in result.skipped), result
+    np.testing.assert_array_equal(found["w"], weights["w"])
+
+
+@pytest.mark.parametrize("given", ["no data", "generated data"])
+def test_criteria_that_need_data_say_so_in_one_line(given: str) -> None:
+    subject = from_proto(model(NET, **TRAINED))
+    before = to_proto(subject).SerializeToString()
+    data = generate(subject) if given == "generated data" else None
+    result = create("zero-weights", criterion="taylor", ratio=0.5).apply(GraphView(subject, None, data))
+    assert {each.reason for each in result.skipped} == {"the taylor criterion needs calibration data (--data)"}
+    assert to_proto(subject).SerializeToString() == before
+
+
+def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnx_ad", None)
+    subject = from_proto(model(NET, **TRAINED))
+    data = from_arrays({"x": IMAGES}, subject)
+    result = create("zero-weights", criterion="gradient", ratio=0.5).apply(GraphView(subject, None, data))
+    assert not result.rewritten
+    assert {each.reason for each in result.skipped} == {
+        "gradients need the package onnx-ad: pip install 'graphopt[distill]'"
+    }
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
