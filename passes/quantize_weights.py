@@ -26,7 +26,7 @@ from graphopt.runtime.feeds import generate
 from graphopt.runtime.gram import Seen, look
 
 _ALWAYS_WEIGHTED = ("Conv", "DeformConv", "ConvTranspose", "LSTM", "GRU", "RNN")
-_FLOORS = {16: 20.0, 8: 20.0, 4: 6.0, 2: 0.0}
+_FLOORS = {16: 20.0, 8: 20.0, 4: 6.0, 3: 3.0, 2: 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,15 +48,18 @@ class QuantizeWeights(Pass):
     in ONNX's reference evaluator as well; 4- and 16-bit types and blocks need 21, int2 needs 25.
 
     Eight bits leave about 35 to 45 dB on a layer's weights and 30 dB and more on whole nets; an output below 20 dB (an
-    error of a tenth of its size) means that a layer does not bear it. The floor is 6 dB for four bits, 0 dB for two.
+    error of a tenth of its size) means that a layer does not bear it. The floor is 6 dB for four bits, 3 dB for three,
+    0 dB for two. Three bits are a grid of 8 levels within int4: for studies of accuracy, and for runtimes that repack.
     """
 
     name = "quantize-weights"
     contract = Lossy(min_sqnr_db=20.0)
     compresses = True
 
-    dtype: Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "float8"] = option(
-        "int8", "The type that weights are stored in; float8 is e4m3fn."
+    dtype: Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "uint3", "int2", "float8"] = option(
+        "int8",
+        "The type that weights are stored in; float8 is e4m3fn. ONNX has no type of 3 bits: int3 and uint3 keep to 8 "
+        "levels but are held in int4 and uint4, and take as much room.",
     )
     granularity: Literal["tensor", "channel", "block"] = option(
         "channel", "Which values share a scale: all, an output channel, or neighbours within one."
@@ -81,6 +84,8 @@ class QuantizeWeights(Pass):
     def __post_init__(self) -> None:
         """Check the options; fewer bits promise less, and the form qdq does not make a file smaller."""
         super().__post_init__()
+        if self.representation == "qdq" and self.dtype in ("int3", "uint3"):
+            raise OptionError(f"{self.name}: QuantizeLinear knows no {self.dtype}, take --representation dq")
         if (self.representation, self.dtype) == ("qdq", "int2"):
             raise OptionError(
                 f"{self.name}: ONNX Runtime cannot load a QuantizeLinear to int2, take --representation dq"
@@ -149,7 +154,7 @@ class QuantizeWeights(Pass):
         if seen is not None and self.bias_correction and seen.correct_bias(view, values, best):
             how += " with its bias corrected"
         Writer(view, weight.source, weight.home, values.dtype).write(best, self.representation)
-        detail = f"{name!r} to {best.affine.kind.name} {best.grouping}, {best.sqnr_db:.1f} dB{how}"
+        detail = f"{name!r} to {best.affine.kind.title} {best.grouping}, {best.sqnr_db:.1f} dB{how}"
         if not failed:
             return detail
         return f"{detail}, after {failed[0].affine.kind.name} {failed[0].grouping} with {failed[0].sqnr_db:.1f} dB"

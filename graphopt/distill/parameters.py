@@ -172,7 +172,12 @@ def _quantized(node: NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Param
     if not (wide > 0).all():
         return None
     unsigned = kind.startswith("u")
-    low, high = (0, 2 ** bits[kind] - 1) if unsigned else (-(2 ** (bits[kind] - 1)), 2 ** (bits[kind] - 1) - 1)
+    width = bits[kind]
+    # Three bits are held in four: levels that fit into three stay there.
+    for count in (width,) if width != 4 else (4, 3):
+        bottom, top = (0, 2**count - 1) if unsigned else (-(2 ** (count - 1)), 2 ** (count - 1) - 1)
+        if bottom <= levels.min() and levels.max() <= top:
+            low, high = bottom, top
     grid = Grid(node.input[0], wide, zero, low, high, levels.dtype)
     value = ((levels.astype(np.float64) - zero) * wide).astype(np.float32)
     return Parameter(node.output[0], value, np.zeros(value.shape, bool), value.ndim >= 2, grid)

@@ -16,7 +16,7 @@ PREFERRED_OPSET = 19
 FP16_SCALE_OPSET = 19
 PER_AXIS_OPSET = 13
 BLOCK_OPSET = 21
-_CAST_OPSETS = {"int4": 21, "uint4": 21, "int2": 25, "float8": 19}
+_CAST_OPSETS = {"int4": 21, "uint4": 21, "int3": 21, "uint3": 21, "int2": 25, "float8": 19}
 
 
 def lowest_opset(kind: str, dequantize_opset: int, grouping: Grouping, form: Representation) -> int:

@@ -28,10 +28,10 @@ _FLOAT32: "np.dtype[Any]" = np.dtype(np.float32)
 
 @dataclass(frozen=True)
 class QuantizedType:
-    """A type that DequantizeLinear reads.
+    """A type that DequantizeLinear reads, or a coarser grid held in one: ONNX has no type of three bits.
 
-    ``low`` and ``high`` are its limits (for a float type the finite ones), ``opset`` the first version of
-    DequantizeLinear that takes it.
+    ``low`` and ``high`` are its limits (for a float type the finite ones), ``bits`` what they take at least, ``dtype``
+    the type that holds it, ``opset`` the first version of DequantizeLinear that takes that.
     """
 
     name: str
@@ -51,6 +51,16 @@ class QuantizedType:
         """Whether the type has negative values."""
         return self.low < 0
 
+    @property
+    def stored_bits(self) -> int:
+        """The bits that a value takes in a file."""
+        return 4 if self.bits == 3 else self.bits
+
+    @property
+    def title(self) -> str:
+        """Its name and, if that is another, the name of the type that holds it."""
+        return self.name if self.bits == self.stored_bits else f"{self.name} held in {self.dtype.name}"
+
 
 TYPES = {
     kind.name: kind
@@ -61,6 +71,8 @@ TYPES = {
         QuantizedType("uint16", np.dtype(np.uint16), 0, 65535, 16, 21),
         QuantizedType("int4", np.dtype(ml_dtypes.int4), -8, 7, 4, 21),
         QuantizedType("uint4", np.dtype(ml_dtypes.uint4), 0, 15, 4, 21),
+        QuantizedType("int3", np.dtype(ml_dtypes.int4), -4, 3, 3, 21),
+        QuantizedType("uint3", np.dtype(ml_dtypes.uint4), 0, 7, 3, 21),
         QuantizedType("int2", np.dtype(ml_dtypes.int2), -2, 1, 2, 25),
         QuantizedType("float8", np.dtype(ml_dtypes.float8_e4m3fn), -448, 448, 8, 19),
     )
@@ -148,7 +160,7 @@ class Affine:
 
     def nbytes(self, shape: tuple[int, ...], grouping: Grouping) -> int:
         """Return the bytes that an array of this shape takes with its scales and zero points."""
-        scales, bits = grouping.count(shape), self.kind.bits
+        scales, bits = grouping.count(shape), self.kind.stored_bits
         zeros = -(-scales * bits // 8) if self.has_zero_point else 0
         return -(-int(np.prod(shape, dtype=np.int64)) * bits // 8) + scales * self.scale_dtype.itemsize + zeros
 

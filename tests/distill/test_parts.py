@@ -1,12 +1,15 @@
 """Schedules, augmentation, losses and penalties, each against its formula."""
 
 import numpy as np
+import onnx
 import pytest
 
 from graphopt.distill.augmentation import Augmentation
 from graphopt.distill.losses import cross_entropy_values, divergence_values
+from graphopt.distill.parameters import find_parameters
 from graphopt.distill.regularization import Slice, shrink_groups, soft_threshold
 from graphopt.distill.schedules import SCHEDULES, learning_rate
+from graphopt.testing import model
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,34 @@ def test_warm_up_rises_to_the_peak(schedule: str) -> None:
     rates = [learning_rate(schedule, 1.0, step, 100, warmup=4) for step in range(6)]  # type: ignore[arg-type]
     np.testing.assert_allclose(rates[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-12)
     assert rates[5] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "levels", "limits"),
+    [
+        ("int4", [-4, 3], (-4, 3)),
+        ("int4", [-3, 4], (-8, 7)),
+        ("int4", [-5, 3], (-8, 7)),
+        ("uint4", [0, 7], (0, 7)),
+        ("uint4", [1, 8], (0, 15)),
+        ("int8", [-4, 3], (-128, 127)),
+    ],
+)
+def test_three_bits_held_in_four_stay_three(kind: str, levels: list[int], limits: tuple[int, int]) -> None:
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(onnx.TensorProto.DataType.Value(kind.upper()))
+    proto = model(
+        "g (float[N,2] x) => (float[N,2] y) { w = DequantizeLinear(q, s, z) y = MatMul(x, w) }",
+        opset=21,
+        ir_version=10,
+        q=np.array([levels, levels[::-1]]).astype(dtype),
+        s=np.array(0.5, np.float32),
+        z=np.array(0).astype(dtype),
+    )
+    grid = find_parameters(proto)[0].grid
+    assert grid is not None
+    assert (grid.low, grid.high) == limits
+    found = grid.levels(np.array([[99.0, -99.0]] * 2, np.float32)).astype(int)
+    assert (found == [limits[::-1]] * 2).all()
 
 
 def images() -> np.ndarray:

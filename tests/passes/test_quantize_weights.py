@@ -470,10 +470,10 @@ def test_what_is_not_a_weight_is_no_site() -> None:
 
 FORMS = [
     (kind, granularity, form)
-    for kind in ("int8", "uint8", "int16", "uint16", "int4", "uint4", "int2", "float8")
+    for kind in ("int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "uint3", "int2", "float8")
     for granularity in ("tensor", "channel", "block")
     for form in ("dq", "qdq", "mul")
-    if (kind, form) != ("int2", "qdq")
+    if (kind, form) not in (("int2", "qdq"), ("int3", "qdq"), ("uint3", "qdq"))
 ]
 
 
@@ -562,6 +562,36 @@ def test_gptq_and_bias_correction_lose_less_on_the_data(text: str) -> None:
     assert lost[2] <= lost[1] * 1.0001
 
 
-def test_qdq_cannot_be_int2() -> None:
-    with pytest.raises(OptionError, match="int2"):
-        QuantizeWeights(dtype="int2", representation="qdq")
+@pytest.mark.parametrize("kind", ["int2", "int3", "uint3"])
+def test_qdq_cannot_be_of_two_or_three_bits(kind: Any) -> None:
+    with pytest.raises(OptionError, match=kind):
+        QuantizeWeights(dtype=kind, representation="qdq")
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kind", ["int3", "uint3"])
+@pytest.mark.parametrize(
+    "options", [{}, {"range": "mse"}, {"rounding": "gptq", "range": "mse"}, {"bias_correction": True}], ids=str
+)
+def test_three_bits_are_eight_levels_held_in_four(kind: Any, symmetric: bool, options: dict[str, Any]) -> None:
+    proto = model(f"g (float[N,32] x) => (float[N,24] y) {{ {THREE} }}", 21, 10, w=draw(24, 32), b=draw(24))
+    sizes, stored = [], {}
+    for name in (kind, kind.replace("3", "4")):
+        subject = from_proto(proto)
+        data = from_arrays({"x": correlated()}, subject)
+        pass_ = QuantizeWeights(dtype=name, symmetric=symmetric, **options)
+        told = pass_.apply(GraphView(subject, calibration=data)).rewritten[0].detail
+        after = to_proto(subject)
+        sizes.append(after.ByteSize())
+        held = next(tensor for tensor in after.graph.initializer if tensor.name == "w_q")
+        stored[name] = onnx.numpy_helper.to_array(held)
+        assert f"to {name} {'held in ' + name.replace('3', '4') + ' ' if '3' in name else ''}per channel" in told
+    levels = stored[kind].astype(np.int64)
+    bottom = {("int3", True): -3, ("uint3", True): 1}.get((kind, symmetric), TYPES[kind].low)
+    assert levels.min() == bottom
+    assert levels.max() == TYPES[kind].high
+    assert stored[kind].dtype.name == kind.replace("3", "4")
+    assert sizes[0] == sizes[1]
+
+
+THREE = "y = Gemm<transB = 1>(x, w, b)"
