@@ -16,7 +16,8 @@ from onnx import TensorProto
 
 from graphopt import GraphView, create, load
 from graphopt.distill.augmentation import Augmentation
-from graphopt.distill.trainer import Settings, distill
+from graphopt.distill.settings import Settings
+from graphopt.distill.trainer import distill
 from graphopt.model import Model, from_proto, to_proto
 from graphopt.report import measure
 from graphopt.runtime.check import top1
@@ -87,8 +88,8 @@ def pruning(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
 
 
 def lowbit(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
-    """Weights of 2 and 4 bits per channel, the smallest types that ONNX has (3 bits it has not)."""
-    for kind in ("int2", "int4"):
+    """Weights of 2, 3 and 4 bits per channel; 3 bits are held in int4. No epochs: nothing is distilled."""
+    for kind in ("int2", "int3", "int4"):
         ways: dict[str, dict[str, Any]] = {
             "nearest": {"range": "mse"},
             "gptq": {"range": "mse", "rounding": "gptq"},
@@ -99,7 +100,8 @@ def lowbit(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
                 raised(bench.folded, 25 if kind == "int2" else 21), "quantize-weights", dtype=kind, **options
             )
             say(f"{kind}, {name}", bench.accuracy(model))
-        say(f"{kind}, distill", bench.accuracy(bench.taught(model, epochs, rate=1e-3)))
+        if epochs:
+            say(f"{kind}, distill", bench.accuracy(bench.taught(model, epochs, rate=1e-3)))
 
 
 def stranger(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,8 +10,10 @@ import click
 
 from graphopt.cli.progress import progress_bar
 from graphopt.distill.augmentation import Augmentation
+from graphopt.distill.optimizer import METHODS
 from graphopt.distill.schedules import SCHEDULES
-from graphopt.distill.trainer import Outcome, Settings
+from graphopt.distill.settings import VIEWS, Settings
+from graphopt.distill.trainer import Outcome
 from graphopt.distill.trainer import distill as train
 from graphopt.errors import DataError, OptionError
 from graphopt.model import load, save
@@ -29,18 +32,30 @@ def _number(name: str, kind: Any, help: str) -> Callable[[_Command], _Command]:
     return click.option(flag, type=kind, default=getattr(_PLAIN, name), show_default=True, help=help)
 
 
+_IMAGES = "[default for images: {}]"
+
+
+def _view(name: str, kind: Any, help: str) -> Callable[[_Command], _Command]:
+    """Return an option for a number of ``Augmentation``; whether it has a default depends on the data."""
+    return click.option(f"--{name}", type=kind, help=f"{help}  {_IMAGES.format(getattr(VIEWS, name))}")
+
+
 @click.command()
 @click.argument("teacher")
 @click.argument("student")
 @click.argument("target")
 @click.option("--data", metavar="FILE", required=True, help="What to learn from; its calibration part if it has one.")
-@_number("epochs", click.IntRange(min=1), "How often to see all samples, at most.")
+@_number("epochs", click.IntRange(min=1), "How often to see all samples.  [default: as many as make 4000 steps]")
 @_number("batch", click.IntRange(min=1), "Samples per step.")
 @_number("rate", click.FloatRange(min=0, min_open=True), "The highest learning rate.")
 @click.option(
     "--schedule", type=click.Choice(SCHEDULES), default=_PLAIN.schedule, show_default=True, help="Its course."
 )
-@_number("warmup", click.IntRange(min=0), "Steps over which the rate rises.")
+@_number("warmup", click.IntRange(min=0), "Steps over which the rate rises.  [default: a fortieth of all]")
+@click.option(
+    "--optimizer", type=click.Choice(METHODS), default=_PLAIN.optimizer, show_default=True, help="Whose steps."
+)
+@_number("average", click.FloatRange(0, 1, max_open=True), "Keep a running mean of the weights, e.g. 0.99; 0: none.")
 @_number("temperature", click.FloatRange(min=0, min_open=True), "Softens the class probabilities.")
 @_number("divergence", _POSITIVE, "Weight of the divergence from the teacher's class probabilities.")
 @_number("labels", _POSITIVE, "Weight of the cross-entropy with the labels of the data.")
@@ -52,16 +67,15 @@ def _number(name: str, kind: Any, help: str) -> Callable[[_Command], _Command]:
 @_number("group_lasso", _POSITIVE, "Threshold that brings whole channels to zero, for prune-channels to cut.")
 @click.option("--keep-zeros/--no-keep-zeros", default=True, show_default=True, help="Whether zero weights stay zero.")
 @click.option("--train-norm", is_flag=True, help="BatchNormalization learns its statistics: for untrained students.")
-@click.option("--flip", is_flag=True, help="Mirror images, one in two.")
-@click.option("--shift", type=_UNIT, default=0.0, show_default=True, help="Move images by up to this share.")
-@click.option("--crop", type=click.FloatRange(0.1, 1), default=1.0, show_default=True, help="The smallest cut-out.")
-@click.option(
-    "--rotate", type=click.FloatRange(0, 180), default=0.0, show_default=True, help="Degrees to turn images by."
-)
-@click.option("--mix", type=_UNIT, default=0.0, show_default=True, help="The share of images to blend with others.")
+@click.option("--flip/--no-flip", default=None, help=f"Mirror images, one in two.  {_IMAGES.format('flip')}")
+@_view("shift", _UNIT, "Move images by up to this share.")
+@_view("crop", click.FloatRange(0.1, 1), "The smallest cut-out.")
+@_view("rotate", click.FloatRange(0, 180), "Degrees to turn images by.")
+@_view("mix", _UNIT, "The share of images to blend with others.")
+@click.option("--no-views", is_flag=True, help="Leave images as they are.")
 @_number("samples", click.IntRange(min=2), "Samples to use at most.")
 @_number("held_out", click.FloatRange(0, 0.9), "The share of samples to judge by.")
-@_number("patience", click.IntRange(min=1), "Epochs without improvement after which to stop.")
+@_number("patience", click.IntRange(min=0), "Epochs without improvement after which to stop; 0: never.")
 @_number("seed", click.IntRange(min=0), "Seed of everything that is drawn.")
 @_number("threads", click.IntRange(min=0), "Threads of ONNX Runtime; 0: its choice.")
 @click.option("--checkpoint", metavar="FILE", help="Note after each epoch how far the training is.")
@@ -72,11 +86,12 @@ def distill(
     student: str,
     target: str,
     data: str,
-    flip: bool,
-    shift: float,
-    crop: float,
-    rotate: float,
-    mix: float,
+    flip: bool | None,
+    shift: float | None,
+    crop: float | None,
+    rotate: float | None,
+    mix: float | None,
+    no_views: bool,
     checkpoint: str | None,
     resume: bool,
     report: str | None,
@@ -91,7 +106,8 @@ def distill(
         raise OptionError("--resume needs --checkpoint FILE")
     if not Path(target).parent.is_dir():
         raise OptionError(f"{target}: the folder {str(Path(target).parent)!r} does not exist")
-    settings = Settings(augmentation=Augmentation(flip, shift, crop, rotate, mix), **values)
+    views = {"flip": flip, "shift": shift, "crop": crop, "rotate": rotate, "mix": mix}
+    settings = Settings(augmentation=_views(views, no_views, bool(values["labels"])), **values)
     original, learner = load(teacher), load(student)
     feeds = load_data(data, learner)
     with progress_bar() as progress:
@@ -119,6 +135,18 @@ def distill(
         except OSError as error:
             raise OptionError(f"{report}: cannot be written: {error.strerror or error}") from error
     return 0
+
+
+def _views(given: dict[str, Any], none: bool, labels: bool) -> Augmentation | None:
+    """Return how images are to be changed: as they usually are, but for what is given; None if nothing is."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    if none and chosen:
+        raise OptionError(f"--no-views and --{next(iter(chosen))} contradict each other")
+    if none:
+        return Augmentation()
+    if labels:
+        chosen.setdefault("mix", 0.0)
+    return replace(VIEWS, **chosen) if any(value is not None for value in given.values()) else None
 
 
 def _tell(outcome: Outcome, accuracy: list[float] | None, held_out: bool) -> None:

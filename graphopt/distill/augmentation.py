@@ -65,6 +65,16 @@ class Augmentation:
         return result
 
 
+def is_image(value: NDArray[Any]) -> bool:
+    """Whether an input is a batch of images that can be changed."""
+    return value.ndim == 4 and value.dtype.kind == "f"
+
+
+def looks_like_image(value: NDArray[Any]) -> bool:
+    """Whether an input is most likely meant as images: grey ones or colours, and of some size."""
+    return is_image(value) and value.shape[1] in (1, 3, 4) and min(value.shape[2:]) >= 16
+
+
 def _bilinear(images: NDArray[Any], y: NDArray[np.float64], x: NDArray[np.float64]) -> NDArray[Any]:
     """Sample images [N, C, H, W] at positions [N, H, W], the border repeated outside."""
     height, width = images.shape[2:]

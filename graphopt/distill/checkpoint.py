@@ -1,15 +1,20 @@
 """Where a training stands, in one file that is written whole or not at all."""
 
+import hashlib
 import json
 import os
 import zipfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from graphopt.distill.samples import Samples
+from graphopt.distill.settings import Settings
 from graphopt.errors import OptionError
+from graphopt.model import Model, to_proto
 
 Array = NDArray[np.float32]
 
@@ -20,8 +25,10 @@ class State:
 
     Attributes:
         weights: All parameters, flattened one after the other.
-        first: Adam's mean of gradients.
-        second: Adam's mean of squared gradients.
+        first: See ``Moments``.
+        second: See ``Moments``.
+        curvature: See ``Moments``.
+        average: The running mean of the weights; empty if there is none.
         buffers: The running statistics of BatchNormalization, likewise flattened.
         best: The weights with the lowest held-out loss.
         best_buffers: The buffers that belong to them.
@@ -35,6 +42,8 @@ class State:
     weights: Array
     first: Array
     second: Array
+    curvature: Array
+    average: Array
     buffers: Array
     best: Array
     best_buffers: Array
@@ -82,3 +91,15 @@ def load_state(path: Path, fingerprint: str) -> State:
     if found != fingerprint:
         raise OptionError(f"{path}: belongs to a training with other models, data or settings")
     return State(**arrays, **told)
+
+
+def fingerprint(models: Iterable[Model], samples: Samples, settings: Settings) -> str:
+    """Return a hash of all that a training depends on."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for model in models:
+        digest.update(to_proto(model).SerializeToString(deterministic=True))
+    for name, value in samples.inputs.items():
+        digest.update(name.encode() + np.ascontiguousarray(value).tobytes())
+    if settings.labels and samples.labels is not None:
+        digest.update(np.ascontiguousarray(samples.labels).tobytes())
+    return digest.hexdigest()

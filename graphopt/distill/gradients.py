@@ -11,6 +11,7 @@ from onnx import NodeProto, helper
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.numerics.patches import same_pads
 from graphopt.runtime.session import Session
+from graphopt.runtime.taps import cut
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -49,7 +50,8 @@ class Gradients:
         """
         self.wanted, self.extra = list(wanted), list(extra)
         backward = differentiate(with_shapes(proto, feeds), self.wanted)
-        self._session = Session(backward, extra_outputs=[n for n in self.extra if n != LOSS], threads=threads)
+        outputs = [LOSS, *(_SEED + name for name in self.wanted), *(name for name in self.extra if name != LOSS)]
+        self._session = Session(cut(backward, outputs), threads=threads)
 
     def __call__(self, feeds: Feeds) -> tuple[float, dict[str, NDArray[np.float32]], dict[str, NDArray[Any]]]:
         """Return the loss, the gradients by input name, and the extra tensors."""

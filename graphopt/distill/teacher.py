@@ -22,7 +22,7 @@ class Teacher:
             ModelError: A pair has different shapes.
         """
         self._pairs = pairs
-        self._taps = Taps(teacher, pairs.values(), threads)
+        self._taps = Taps(teacher, pairs.values(), threads, optimize=True)
         theirs = self._taps.run(sample.inputs)
         ours = Taps(student, pairs, threads).run(sample.inputs)
         for name, target in pairs.items():

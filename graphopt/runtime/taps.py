@@ -14,13 +14,15 @@ from graphopt.runtime.session import Session
 class Taps:
     """Gives the values of inner tensors; nodes that do not lead to them are left out, so early taps are cheap."""
 
-    def __init__(self, model: Model, names: Iterable[str], threads: int = 0) -> None:
-        """Cut ``model`` at the tensors ``names``."""
+    def __init__(self, model: Model, names: Iterable[str], threads: int = 0, *, optimize: bool = False) -> None:
+        """Cut ``model`` at the tensors ``names``; ``optimize`` lets ONNX Runtime rewrite what is left."""
         self.names = list(dict.fromkeys(names))
         proto = cut(to_proto(model), self.names)
         self._inputs = {info.name for info in proto.graph.input}
         self._given = [name for name in self.names if name in self._inputs]
-        self._session = Session(proto, threads=threads) if len(self._given) < len(self.names) else None
+        self._session = (
+            Session(proto, optimize=optimize, threads=threads) if len(self._given) < len(self.names) else None
+        )
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
         """Run once; feeds that the cut model does not need are ignored."""

@@ -33,11 +33,24 @@ CASES: dict[str, tuple[str, dict[str, tuple[int, ...]], dict[str, Any]]] = {
         {"group": 2, "strides": [2], "pads": [2, 1]},
     ),
     "three dimensions": ("Conv", {"x": (1, 2, 4, 5, 4), "w": (2, 1, 2, 3, 2)}, {"group": 2}),
+    "depthwise, one dimension": (
+        "Conv",
+        {"x": (2, 4, 9), "w": (4, 1, 3)},
+        {"group": 4, "strides": [2], "pads": [0, 2]},
+    ),
     "same upper": (
         "Conv",
         {"x": (2, 4, 6, 7), "w": (4, 1, 3, 4)},
         {"group": 4, "auto_pad": "SAME_UPPER", "strides": [2, 2]},
     ),
+    "no kernel to speak of": ("Conv", {"x": (3, 4, 5, 6), "w": (5, 4, 1, 1), "b": (5,)}, {"strides": [2, 1]}),
+    "dense strides and dilations": (
+        "Conv",
+        {"x": (2, 3, 9, 8), "w": (4, 3, 3, 2)},
+        {"strides": [2, 3], "dilations": [2, 3], "pads": [1, 0, 2, 1]},
+    ),
+    "dense, one dimension": ("Conv", {"x": (2, 3, 11), "w": (4, 3, 3), "b": (4,)}, {"strides": [2], "pads": [2, 1]}),
+    "dense, three dimensions": ("Conv", {"x": (1, 2, 4, 5, 4), "w": (3, 2, 2, 3, 2)}, {"pads": [1, 0, 0, 0, 1, 1]}),
     "same lower": ("Conv", {"x": (2, 2, 6, 7), "w": (3, 2, 3, 4)}, {"auto_pad": "SAME_LOWER", "strides": [2, 3]}),
     "valid": ("Conv", {"x": (2, 2, 6, 7), "w": (3, 2, 3, 4)}, {"auto_pad": "VALID"}),
     "transposed": ("ConvTranspose", {"x": (2, 3, 4, 5), "w": (3, 2, 3, 3), "b": (2,)}, {}),
@@ -150,6 +163,21 @@ def in_double(proto: onnx.ModelProto) -> onnx.ModelProto:
 
 @pytest.mark.parametrize("name", CASES)
 def test_central_differences_in_float64(name: str) -> None:
+    check_differences(name)
+
+
+@pytest.mark.parametrize(
+    "name", [name for name, (op, _, kept) in CASES.items() if op == "Conv" and "group" not in kept]
+)
+def test_images_too_large_to_unfold(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from graphopt.distill import rules
+
+    monkeypatch.setattr(rules, "UNFOLDED", 0)
+    monkeypatch.setattr(rules, "PLACES", 0)
+    check_differences(name)
+
+
+def check_differences(name: str) -> None:
     proto, single = case(name, TensorProto.FLOAT)
     prepared = in_double(with_shapes(proto, single))
     feeds = {key: value.astype(np.float64) for key, value in single.items()}
@@ -213,6 +241,39 @@ def test_onnx_runtime_gives_what_the_reference_gives() -> None:
     np.testing.assert_allclose(given["w"], exact["loss/adjoint/w"][..., 0], rtol=1e-4, atol=1e-4)
     assert loss == pytest.approx(float(exact[LOSS]), rel=1e-4)
     assert extra["y"].shape == (2, 6, 6, 6)
+
+
+@pytest.mark.parametrize("bounds", ["lo, hi", "lo", "'', hi", ""])
+def test_clip(bounds: str) -> None:
+    text = f"g (float[3,4,5] x, float[3,4,5] w) => (float l) {{ y = Clip(x{bounds and ', '}{bounds}) m = Mul(y, w)"
+    limits = {"lo": np.float32(-0.5), "hi": np.float32(0.7)}
+    proto = model(text.replace("''", "") + " l = ReduceSum<keepdims = 0>(m) }", **limits)
+    proto.graph.node[-1].output[0] = proto.graph.output[0].name = LOSS
+    rng = np.random.default_rng(2)
+    feeds = {name: rng.standard_normal((3, 4, 5)).astype(np.float32) for name in ("x", "w")}
+    feeds["x"][0, 0] = [-0.5, 0.7, -0.6, 0.8, 0.0]
+    inside = np.ones((3, 4, 5), bool)
+    if "lo" in bounds:
+        inside &= feeds["x"] >= limits["lo"]
+    if "hi" in bounds:
+        inside &= feeds["x"] <= limits["hi"]
+    _, given, _ = Gradients(proto, feeds, ["x"])(feeds)
+    np.testing.assert_array_equal(given["x"], feeds["w"] * inside)
+
+
+def test_the_bounds_of_clip_still_have_gradients() -> None:
+    proto = model(
+        "g (float[5] x, float lo, float hi) => (float l) { y = Clip(x, lo, hi) l = ReduceSum<keepdims = 0>(y) }"
+    )
+    proto.graph.node[-1].output[0] = proto.graph.output[0].name = LOSS
+    feeds = {
+        "x": np.asarray([-3, -2, 0, 5, 0.5], np.float32),
+        "lo": np.asarray(-1, np.float32),
+        "hi": np.asarray(1, np.float32),
+    }
+    _, given, _ = Gradients(proto, feeds, ["x", "lo", "hi"])(feeds)
+    np.testing.assert_array_equal(given["x"], [0, 0, 1, 0, 1])
+    assert (float(given["lo"]), float(given["hi"])) == (2.0, 1.0)
 
 
 def test_onnx_ads_own_rules_are_left_as_they_were() -> None:

@@ -1,5 +1,6 @@
 """Training: it learns, keeps what must stay, repeats itself bit for bit, and refuses what it cannot use."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from graphopt.distill.augmentation import Augmentation
-from graphopt.distill.trainer import Outcome, Settings, distill
+from graphopt.distill.samples import Samples
+from graphopt.distill.settings import VIEWS, Settings
+from graphopt.distill.trainer import Outcome, distill
 from graphopt.errors import DataError, ModelError, OptionError
 from graphopt.model import from_proto, to_proto
 from graphopt.runtime.feeds import from_arrays, generate
@@ -21,7 +24,7 @@ pytest.importorskip("onnx_ad")
 Task = Any
 """The fixture of conftest.py: teacher, student, data, images."""
 
-QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "rate": 5e-3, "threads": 1}
+QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "rate": 5e-3, "held_out": 0.2, "threads": 1}
 
 
 def arrays(outcome: Outcome) -> dict[str, NDArray[Any]]:
@@ -37,7 +40,7 @@ def run(task: Task, student: onnx.ModelProto | None = None, **settings: Any) -> 
 
 
 def test_the_student_comes_closer_to_the_teacher(task: Task) -> None:
-    outcome = run(task, epochs=15)
+    outcome = run(task, epochs=15, rate=1e-2)
     assert outcome.history[outcome.best_epoch] < 0.2 * outcome.history[0]
     wanted, before, after = (
         Session(each).run({"x": task.images})["y"]
@@ -59,10 +62,22 @@ def test_the_same_seed_gives_the_same_bits(task: Task) -> None:
     assert any(not np.array_equal(arrays(other)[name], value) for name, value in arrays(first).items())
 
 
-@pytest.mark.parametrize("augmented", [False, True])
-def test_an_interrupted_training_ends_with_the_same_bits(task: Task, tmp_path: Path, augmented: bool) -> None:
-    changes = Augmentation(flip=True, shift=0.1, crop=0.8, rotate=10) if augmented else Augmentation()
-    settings = Settings(**QUICK, augmentation=changes)
+CHANGES = Augmentation(flip=True, shift=0.1, crop=0.8, rotate=10, mix=0.5)
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"augmentation": CHANGES},
+        {"augmentation": CHANGES, "average": 0.9, "epochs": 6, "held_out": 0.0},
+        {"optimizer": "adam", "average": 0.9},
+        {"group_lasso": 0.5, "average": 0.9},
+    ],
+    ids=["plain", "views", "averaged, over two eigenbases", "adam", "sparse"],
+)
+def test_an_interrupted_training_ends_with_the_same_bits(task: Task, tmp_path: Path, chosen: dict[str, Any]) -> None:
+    settings = Settings(**{**QUICK, **chosen})
     whole = distill(task.teacher, from_proto(task.student), task.data, settings)
     path = tmp_path / "state.npz"
 
@@ -204,6 +219,61 @@ def test_generated_inputs_teach_nothing(task: Task) -> None:
         distill(task.teacher, from_proto(task.student), generate(task.teacher), Settings(**QUICK))
 
 
+def test_the_average_lags_behind_and_is_what_is_kept(task: Task) -> None:
+    steep = {"epochs": 5, "rate": 2e-2, "schedule": "constant", "held_out": 0.0}
+    plain, averaged = run(task, **steep), run(task, **steep, average=0.95)
+    assert plain.history == averaged.history, "the training itself is the same"
+    start, last, mean = stored(task.student)["w3"], arrays(plain)["w3"], arrays(averaged)["w3"]
+    assert 0 < np.abs(mean - start).mean() < np.abs(last - start).mean()
+
+
+def test_a_training_that_diverges_says_so(task: Task) -> None:
+    student = onnx.ModelProto.FromString(task.student.SerializeToString())
+    huge = onnx.numpy_helper.from_array(np.full((6, 1, 3, 3), 1e30, np.float32), "w1")
+    next(each for each in student.graph.initializer if each.name == "w1").CopyFrom(huge)
+    with pytest.raises(ModelError, match=r"diverges: no finite gradient in step 1"):
+        run(task, student)
+
+
+def test_as_many_epochs_as_make_4000_steps() -> None:
+    assert Settings().course(16) == (250, 100)
+    assert Settings().course(3) == (1334, 100)
+    assert Settings(epochs=8).course(5) == (8, 1)
+    assert Settings(epochs=8, warmup=0).course(5) == (8, 0)
+
+
+def samples(labels: bool = False, **inputs: tuple[str, tuple[int, ...]]) -> Samples:
+    drawn = {name: np.zeros(shape, kind) for name, (kind, shape) in inputs.items()}
+    return Samples(drawn, np.zeros(2, np.int64) if labels else None)
+
+
+def test_images_are_changed_unless_something_else_is_said() -> None:
+    photos = samples(x=("float32", (2, 3, 32, 32)), ids=("int64", (2, 7)))
+    assert Settings().views(photos) == VIEWS
+    assert Settings(labels=1.0).views(photos) == replace(VIEWS, mix=0.0)
+    assert not Settings(augmentation=Augmentation()).views(photos).active
+    assert Settings(augmentation=CHANGES).views(photos) == CHANGES
+    for shape in ((2, 64, 32, 32), (2, 1, 5, 300), (2, 3, 32), (2, 1, 8, 32, 32)):
+        assert not Settings().views(samples(x=("float32", shape))).active
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("uint8", (2, 3, 8, 8)), ("float32", (2, 8)), ("int64", (2, 8))])
+def test_what_is_no_image_cannot_be_mixed(kind: str, shape: tuple[int, ...]) -> None:
+    told = rf"only float images \[N, C, H, W\] can be changed, and no input is one \(x {kind}"
+    with pytest.raises(OptionError, match=told):
+        Settings(augmentation=Augmentation(mix=0.5)).views(samples(x=(kind, shape)))
+
+
+def test_a_batch_is_mixed_before_it_is_split_for_a_model_of_fixed_batch(task: Task) -> None:
+    student = onnx.ModelProto.FromString(task.student.SerializeToString())
+    student.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 1
+    data = from_arrays({"x": task.images[:16]}, from_proto(student))
+    changed = Settings(**{**QUICK, "held_out": 0.0}, augmentation=Augmentation(mix=1.0))
+    mixed = distill(task.teacher, from_proto(student), data, changed)
+    plain = distill(task.teacher, from_proto(student), data, replace(changed, augmentation=Augmentation()))
+    assert mixed.history[0] != plain.history[0]
+
+
 def test_early_stop(task: Task) -> None:
     outcome = run(task, epochs=50, rate=1.0, schedule="constant", patience=2)
     assert len(outcome.history) - 1 - outcome.best_epoch == 2
@@ -238,10 +308,9 @@ def test_a_model_of_fixed_batch(task: Task) -> None:
     student = onnx.ModelProto.FromString(task.student.SerializeToString())
     student.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 4
     data = from_arrays({"x": task.images}, from_proto(student))
-    outcome = distill(task.teacher, from_proto(student), data, Settings(**QUICK))
-    free = distill(
-        task.teacher, from_proto(task.student), from_arrays({"x": task.images}, task.teacher), Settings(**QUICK)
-    )
+    settings = Settings(**QUICK, optimizer="adam")
+    outcome = distill(task.teacher, from_proto(student), data, settings)
+    free = distill(task.teacher, from_proto(task.student), from_arrays({"x": task.images}, task.teacher), settings)
     for name, value in arrays(free).items():
         np.testing.assert_allclose(arrays(outcome)[name], value, rtol=1e-3, atol=1e-4)
 
