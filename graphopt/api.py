@@ -86,7 +86,8 @@ def optimize(
     if check and feeds is not None:
         source = seen_running(source, feeds)
     plan = Pipeline(chosen, feeds, check, keep_going, fixed_point, progress)
-    optimized, reports = plan.run(source)
+    run = plan.run(source)
+    optimized, reports = run.after.model, run.reports
     judged = Verdict()
     if check and feeds is not None:
         progress("checking the whole", len(chosen), len(chosen))
@@ -95,8 +96,8 @@ def optimize(
     report = Report(
         source=str(source.path or ""),
         target="",
-        before=measure(source),
-        after=measure(optimized),
+        before=measure(source, run.before.known_facts),
+        after=measure(optimized, run.after.known_facts),
         passes=reports,
         check=judged.check,
         top1=judged.top1,

@@ -26,12 +26,14 @@ class Pass(ABC):
 
     ``name`` is the command, the entry point and, with underscores, the file. ``contract`` is what the pipeline holds
     the pass to. ``compresses`` says that the pass is asked for to make the file smaller, so that doing nothing is a
-    failure.
+    failure. ``keeps_facts`` says that no tensor that stays changes its type, its shape or, if it holds integers, its
+    content: then what one pass has found out about tensors serves the next.
     """
 
     name: ClassVar[str]
     contract: ClassVar[Contract]
     compresses: ClassVar[bool] = False
+    keeps_facts: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Check every option against its declared type, choices and range.
@@ -53,7 +55,8 @@ class Pass(ABC):
     def apply(self, view: GraphView) -> PassResult:
         """Run the pass and settle its edits, so that the graph is sorted and free of removed nodes."""
         result = self.run(view)
-        view.edit.settle()
+        if result.rewritten or view.edit.is_unsettled:
+            view.edit.settle()
         return result
 
 

@@ -1,9 +1,11 @@
 """Runs passes one after another; each is tried on a copy, proved, and kept or taken back."""
 
 import dataclasses
+import gc
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from graphopt.base import Pass
@@ -14,12 +16,22 @@ from graphopt.runtime.feeds import Data
 from graphopt.trial import Subject, Trial
 
 MAX_ROUNDS = 20
+YOUNG_OBJECTS = 500_000
 
 Progress = Callable[[str, int, int], None]
 
 
 def silent(step: str, done: int, total: int) -> None:
     """Show no progress."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a pipeline gives back: the model before and after, and a report for each pass that ran."""
+
+    before: Subject
+    after: Subject
+    reports: tuple[PassReport, ...]
 
 
 @dataclass(frozen=True)
@@ -42,15 +54,21 @@ class Pipeline:
     fixed_point: bool = False
     progress: Progress = silent
 
-    def run(self, model: Model) -> tuple[Model, tuple[PassReport, ...]]:
-        """Return the rewritten model (``model`` itself is not changed) and a report for each pass that ran.
+    def run(self, model: Model) -> Run:
+        """Run the passes over ``model``, which itself is not changed.
 
         In the rounds after the first, a pass that finds nothing more to do is not reported again, one that has found
         nothing since the model last changed is not run again, and sites that broke a contract stay vetoed.
         """
-        original, subject = model, Subject(model)
+        before = Subject(model)
+        with rare_garbage_collection() if all(each.keeps_facts for each in self.passes) else nullcontext():
+            after, reports = self._run(before)
+        return Run(before, after, tuple(reports))
+
+    def _run(self, subject: Subject) -> tuple[Subject, list[PassReport]]:
+        """Run the passes, in rounds if they are to be repeated."""
+        original, seen = subject.model, [subject]
         reports: list[PassReport] = []
-        seen = [subject.identity] if self.fixed_point else []
         resting: dict[int, Model] = {}
         vetoes: dict[int, dict[str, str]] = {}
         for round_ in range(MAX_ROUNDS if self.fixed_point else 1):
@@ -65,18 +83,18 @@ class Pipeline:
                 if round_ == 0 or report.result.rewritten or report.failure:
                     reports.append(report)
                 if report.failure and not self.keep_going:
-                    return subject.model, tuple(reports)
+                    return subject, reports
                 if report.result.rewritten and report.kept:
                     active.append(each.name)
             if not active or not self.fixed_point:
                 break
-            if (now := subject.identity) in seen or round_ == MAX_ROUNDS - 1:
+            if any(map(subject.equals, seen)) or round_ == MAX_ROUNDS - 1:
                 failure = f"never comes to rest: {', '.join(active)} still find work after {round_ + 1} rounds"
                 reports[-1] = dataclasses.replace(reports[-1], failure=failure)
                 break
-            seen.append(now)
+            seen.append(subject)
         self.progress("done", len(self.passes), len(self.passes))
-        return subject.model, tuple(reports)
+        return subject, reports
 
     def _step(
         self, each: Pass, subject: Subject, original: Model, vetoes: dict[str, str]
@@ -90,7 +108,21 @@ class Pipeline:
         report = PassReport(
             each.name, option_values(each), seconds, kept, outcome.result, outcome.check, outcome.failure
         )
-        return subject if outcome.model is subject.model else Subject(outcome.model), report
+        return subject if outcome.model is subject.model else Subject(outcome.model, outcome.facts), report
+
+
+@contextmanager
+def rare_garbage_collection() -> Iterator[None]:
+    """Let Python look for unused cycles less often: graphs are cycles throughout, and most of them are in use.
+
+    Not for passes that make weights anew: their dropped copies of a model would stay for too long.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(max(before[0], YOUNG_OBJECTS), *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 def option_values(each: Pass) -> dict[str, object]:

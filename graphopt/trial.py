@@ -10,8 +10,9 @@ from graphopt.bisect import Verdict, find_culprits
 from graphopt.contract import Lossy, on_inputs
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph import GraphView
+from graphopt.graph.symbolic import Facts
 from graphopt.model import Model, fingerprint, raise_opset
-from graphopt.model.fingerprint import Fingerprint
+from graphopt.model.fingerprint import Fingerprint, is_untouched, outline
 from graphopt.report import Check
 from graphopt.report.metrics import serialized_size
 from graphopt.result import PassResult
@@ -24,27 +25,74 @@ MAX_LOSSY_CULPRITS = 4
 """The noise of a lossy pass comes from all of its sites: taking many of them out one by one explains nothing."""
 
 
-@dataclass(frozen=True)
 class Subject:
-    """A model that nobody changes, and its identity, which is computed once, when it is first asked for."""
+    """A model that nobody changes: its identity, what is known of its tensors, and copies of it to work on."""
 
-    model: Model
+    def __init__(self, model: Model, facts: Facts | None = None) -> None:
+        """Keep ``model`` and what is known of its tensors already."""
+        self.model = model
+        self._facts = facts
+        self._spare: GraphView | None = None
+
+    @cached_property
+    def facts(self) -> Facts:
+        """Types, symbolic shapes and small integers of the model's tensors."""
+        if self._facts is None:
+            return Facts(self.model)
+        self._facts.refresh()
+        return self._facts
+
+    @property
+    def known_facts(self) -> Facts | None:
+        """The same, if something is known already."""
+        return None if self._facts is None and "facts" not in self.__dict__ else self.facts
 
     @cached_property
     def identity(self) -> Fingerprint:
         """What tells whether another model is the same."""
         return fingerprint(self.model)
 
+    @cached_property
+    def outline(self) -> int:
+        """What equal models have in common, and others hardly ever; cheaper than the identity."""
+        return outline(self.model)
+
+    def equals(self, other: "Subject") -> bool:
+        """Whether the two models are the same."""
+        return self.outline == other.outline and self.identity == other.identity
+
+    def take(self, with_facts: bool) -> tuple[Model, Facts | None]:
+        """Return a copy to work on, which nobody else has, and what is known of its tensors if that is wanted."""
+        if self._spare is not None:
+            spare, self._spare = self._spare, None
+            return spare.model, spare.known_facts if with_facts else None
+        copy = self.model.copy()
+        return copy, self.facts.moved_to(copy) if with_facts else None
+
+    def give_back(self, view: GraphView) -> None:
+        """Take back a copy that has turned out to be unchanged, for the next pass."""
+        self._spare = view
+
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial: the model to go on with, why the pass was taken back if it was, and the sites at fault."""
+    """What came of a trial.
+
+    Attributes:
+        model: The model to go on with.
+        result: What the pass says that it did.
+        check: How it was proved.
+        failure: Why the pass was taken back, if it was.
+        vetoes: The sites at fault.
+        facts: What is known of the model's tensors, if the pass has kept it true.
+    """
 
     model: Model
     result: PassResult
     check: Check | None = None
     failure: str = ""
     vetoes: Mapping[str, str] = field(default_factory=dict)
+    facts: Facts | None = None
 
 
 @dataclass(frozen=True)
@@ -89,25 +137,30 @@ class Trial:
 
     def _attempt(self, vetoes: Mapping[str, str]) -> Outcome:
         """Run the pass on a copy, unchecked."""
-        subject = self.model.copy()
+        copy, facts = self.subject.take(self.each.keeps_facts)
         try:
-            needed = self.each.required_opset(self._view(subject, vetoes))
-            if needed > subject.opset:
-                subject = _raised(subject, needed)
-            result = self.each.apply(self._view(subject, vetoes))
+            view = self._view(copy, vetoes, facts)
+            needed = self.each.required_opset(view)
+            if needed > copy.opset and (raised := _raised(copy, needed)) is not copy:
+                view = self._view(raised, vetoes, None)
+            result = self.each.apply(view)
         except Exception as error:  # a pass may be anybody's code: its failure is data, the model is untouched
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             failure = f"crashed: {type(error).__name__}: {error}{notes}"
             return Outcome(self.model, PassResult(), failure=" ".join(failure.split()))
         if result.rewritten:
-            return Outcome(subject, result)
-        changed = subject.opset == self.model.opset and fingerprint(subject) != self.subject.identity
-        failure = "says that it rewrote nothing but changed the graph" if changed else ""
-        return Outcome(self.model, result, failure=failure)
+            return Outcome(view.model, result, facts=view.known_facts if self.each.keeps_facts else None)
+        if view.model.opset != self.model.opset:
+            return Outcome(self.model, result)
+        if not is_untouched(view.model, self.model) and fingerprint(view.model) != self.subject.identity:
+            return Outcome(self.model, result, failure="says that it rewrote nothing but changed the graph")
+        if self.each.keeps_facts:
+            self.subject.give_back(view)
+        return Outcome(self.model, result)
 
-    def _view(self, subject: Model, vetoes: Mapping[str, str]) -> GraphView:
+    def _view(self, model: Model, vetoes: Mapping[str, str], facts: Facts | None) -> GraphView:
         calibration = None if self.data is None else self.data.calibration()
-        return GraphView(subject, {**self.vetoes, **vetoes}, calibration, self.original)
+        return GraphView(model, {**self.vetoes, **vetoes}, calibration, self.original, facts)
 
     def _judged(self, outcome: Outcome) -> Outcome:
         """Hold the rewritten model to the pass's contract, against the pass's input."""
@@ -117,7 +170,7 @@ class Trial:
             check = Check.of(compare_models(self.model, outcome.model, self.data, contract, CHECK_SAMPLES))
         except GraphoptError as error:
             check = Check(str(contract), False, math.inf, math.inf, None, str(error))
-        return Outcome(outcome.model, outcome.result, check)
+        return replace(outcome, check=check)
 
     def _without_culprits(self, broken: Outcome) -> Outcome:
         """Find the sites that break the contract, and run the pass again without them."""

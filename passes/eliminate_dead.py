@@ -19,6 +19,7 @@ class EliminateDead(Pass):
 
     name = "eliminate-dead"
     contract = BitExact()
+    keeps_facts = True
 
     def run(self, view: GraphView) -> PassResult:
         """Drop nodes from the ends upwards, then the initializers and functions that nothing uses any more."""

@@ -9,7 +9,6 @@ from graphopt.graph.noops.bypass import BYPASSES
 from graphopt.graph.noops.merge import MERGES
 from graphopt.graph.noops.place import Place
 from graphopt.graph.noops.zero_sign import ZeroSigns
-from graphopt.graph.symbolic import Facts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +35,12 @@ class EliminateNoops(Pass):
 
     name = "eliminate-noops"
     contract = FloatExact(rtol=1e-5, atol=1e-6)
+    keeps_facts = True
 
     def run(self, view: GraphView) -> PassResult:
         """Sweep over the graph until nothing more is found."""
         rewritten: list[Rewritten] = []
-        facts = Facts(view.model)  # what holds of a tensor holds as long as the tensor is there
+        facts = view.facts  # what holds of a tensor holds as long as the tensor is there
         while True:
             zero_signs = ZeroSigns(view)
             found: list[Rewritten] = []

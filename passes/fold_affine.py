@@ -29,6 +29,7 @@ class FoldAffine(SitePass):
 
     name = "fold-affine"
     contract = FloatExact(rtol=1e-4, atol=1e-5)
+    keeps_facts = True
 
     norms: bool = option(True, "Also move the scale and bias of normalizations into the layers that read them.")
 

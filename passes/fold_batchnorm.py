@@ -35,6 +35,7 @@ class FoldBatchNorm(SitePass):
 
     name = "fold-batchnorm"
     contract = FloatExact(rtol=1e-4, atol=1e-5)
+    keeps_facts = True
 
     def run(self, view: GraphView) -> PassResult:
         """Go over the graph until nothing more folds: one fold can open the way to another."""

@@ -42,6 +42,7 @@ class FoldConstants(Pass):
 
     name = "fold-constants"
     contract = FloatExact(rtol=1e-5, atol=1e-6)
+    keeps_facts = True
 
     max_growth: int = option(1 << 20, "Leave a value alone that would add more than so many bytes.", minimum=0)
 
@@ -51,7 +52,7 @@ class FoldConstants(Pass):
         broken: dict[int, str] = {}
         plan = Plan()
         while may_fold(view):
-            facts = Facts(view.model)
+            facts = view.facts
             plan = plan_folds(view, facts, self.max_growth, broken)
             values, failures = _compute(view, facts, plan)
             if failures:
@@ -62,6 +63,7 @@ class FoldConstants(Pass):
             rewritten += found
             if not found or not any(_is_news(facts, out, values) for out in plan.results):
                 break
+            facts.refresh()
         skipped = [Skipped(view.site(node), reason) for node, reason in plan.refused]
         moved, kept = _store_constants(view)
         return PassResult(tuple(rewritten + moved), tuple(skipped + kept))

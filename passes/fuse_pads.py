@@ -29,6 +29,7 @@ class FusePads(SitePass):
 
     name = "fuse-pads"
     contract = FloatExact(rtol=1e-5, atol=1e-6)
+    keeps_facts = True
 
     def sites(self, view: GraphView) -> Iterator[gs.Node]:
         """Yield convolutions and poolings that follow a Pad."""

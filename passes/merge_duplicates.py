@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 from graphopt import BitExact, GraphView, Pass, PassResult, Rewritten, Skip, Skipped
 from graphopt.graph.folding import RANDOM
 from graphopt.graph.symbolic import Expression, Facts
-from graphopt.graph.symbolic.infer import element_type
+from graphopt.graph.symbolic.fact import element_type
 from graphopt.graph.view import is_op
 from graphopt.model.ir import RawAttribute
 from graphopt.model.order import bodies
@@ -37,12 +37,13 @@ class MergeDuplicates(Pass):
 
     name = "merge-duplicates"
     contract = BitExact()
+    keeps_facts = True
 
     def run(self, view: GraphView) -> PassResult:
         """Merge initializers first, so that their readers become equal; then nodes, in order."""
         rewritten, skipped = _merge_initializers(view)
         arithmetic = any(True for _ in view.nodes("Shape", "Size"))
-        merger = _NodeMerger(view, Facts(view.model) if arithmetic else None)
+        merger = _NodeMerger(view, view.facts if arithmetic else None)
         for graph in view.graphs():
             first: dict[Hashable, gs.Node] = {}
             for node in graph.nodes:
@@ -173,12 +174,14 @@ def _sample(constant: gs.Constant) -> Hashable:
     values = constant._values
     shape = tuple(int(n) for n in constant.shape)
     kind = element_type(constant)
-    span = getattr(values, "span", None)
-    if span is None:
-        return kind, shape, None if values.nbytes > 1 << 12 else _digest(constant)
-    buffer, start, length = span
+    if isinstance(values, MappedValues):
+        buffer, start, length = values.span
+        raw = memoryview(buffer)
+    else:
+        array = np.ascontiguousarray(values.load() if isinstance(values, TensorValues) else values)
+        raw, start, length = array.reshape(-1).view(np.uint8).data, 0, array.nbytes
     places = (start, start + max(0, length // 2 - _SAMPLE), start + max(0, length - _SAMPLE))
-    return kind, shape, b"".join(bytes(buffer[p : min(p + _SAMPLE, start + length)]) for p in places)
+    return kind, shape, b"".join(bytes(raw[p : min(p + _SAMPLE, start + length)]) for p in places)
 
 
 def _digest(constant: gs.Constant) -> bytes:

@@ -245,9 +245,15 @@ class Edit:
 
     # -- the end -------------------------------------------------------------------------------------------------------
 
+    @property
+    def is_unsettled(self) -> bool:
+        """Whether nodes are flagged as removed, or inputs replaced, or shapes forgotten, since the last settling."""
+        return bool(self._removed or self._unread or self._stale)
+
     def settle(self) -> None:
         """Drop removed nodes and what only they read, sort every graph stably, infer changed shapes anew."""
         self._remove_unread()
+        graphs = list(self._model.graphs())
         if self._removed:
             ends = (end for node in self._removed.values() for end in [*node.inputs, *node.outputs])
             for tensor in {id(end): end for end in ends}.values():
@@ -256,9 +262,9 @@ class Edit:
             for node in self._removed.values():
                 list.clear(node.inputs)
                 list.clear(node.outputs)
-            for graph in list(self._model.graphs()):
+            for graph in graphs:
                 graph.nodes[:] = [node for node in graph.nodes if id(node) not in self._removed]
-        for graph in self._model.graphs():
+        for graph in graphs:
             sort_nodes(graph)
         self._model.adopt_constants()
         self._model.drop_unused_constants()

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from graphopt.graph.constants import constant_values
 from graphopt.graph.edit import Edit
 from graphopt.graph.shapes import Shape, infer_shapes
+from graphopt.graph.symbolic import Facts
 from graphopt.model import Model
 from graphopt.result import Skip
 
@@ -26,6 +27,7 @@ class GraphView:
         vetoes: Mapping[str, str] | None = None,
         calibration: Any = None,
         original: Model | None = None,
+        facts: Facts | None = None,
     ) -> None:
         """Look at ``model``.
 
@@ -34,6 +36,7 @@ class GraphView:
             vetoes: Sites that must be left alone, each with the reason.
             calibration: Feeds to calibrate with (a ``graphopt.runtime.feeds.Data``), None if there are none.
             original: The model that the run began with, the teacher of passes that recover accuracy.
+            facts: What is known of the model's tensors already.
         """
         self.model = model
         self.original = model if original is None else original
@@ -41,6 +44,7 @@ class GraphView:
         self.calibration = calibration
         self.edit = Edit(model)
         self._shapes: dict[int, Shape] | None = None
+        self.known_facts = facts
 
     # -- nodes ---------------------------------------------------------------------------------------------------------
 
@@ -102,6 +106,16 @@ class GraphView:
         if isinstance(tensor, gs.Constant):
             return tuple(tensor.shape)
         return self._shapes.get(id(tensor))
+
+    @property
+    def facts(self) -> Facts:
+        """Types, symbolic shapes and small integers, as far as they follow from what the graph inputs declare.
+
+        A pass that asks again after edits calls ``refresh`` where it matters.
+        """
+        if self.known_facts is None:
+            self.known_facts = Facts(self.model)
+        return self.known_facts
 
     def forget_shapes(self) -> None:
         """Infer shapes anew at the next question, after edits that changed them."""

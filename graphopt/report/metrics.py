@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,9 @@ import onnx_graphsurgeon as gs
 from onnx import TensorProto
 
 from graphopt.graph import GraphView
+from graphopt.graph.shapes import Shape
+from graphopt.graph.symbolic import Expression, Facts
+from graphopt.graph.symbolic.values import SymbolicShape
 from graphopt.graph.view import is_op
 from graphopt.model import Model
 from graphopt.model.exporter import write_model
@@ -34,9 +38,14 @@ class Metrics:
     ops: dict[str, int]
 
 
-def measure(model: Model) -> Metrics:
-    """Measure a model; its bytes are the files' where it was loaded from files and the serialized ones otherwise."""
-    view = GraphView(model)
+def measure(model: Model, facts: Facts | None = None) -> Metrics:
+    """Measure a model; its bytes are the files' where it was loaded from files and the serialized ones otherwise.
+
+    Args:
+        model: The model.
+        facts: What is known of its tensors already; it saves asking.
+    """
+    view = GraphView(model, facts=facts)
     ops = Counter(str(node.op) for node in view.nodes() if node.op != "Constant")
     parameters = sum(math.prod(constant.shape) for constant in model.constants())
     size = serialized_size(model) if model.stored_bytes is None else model.stored_bytes
@@ -56,18 +65,32 @@ def serialized_size(model: Model) -> int:
 
 def count_macs(view: GraphView) -> int | None:
     """Return the multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul at batch size 1, None if unknown."""
+    ways = [view.shape, lambda tensor: _at_batch_one(view.facts.shape(tensor))]
+    if view.known_facts is not None:
+        ways.reverse()
     total = 0
     for node in view.nodes("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        count = _node_macs(view, node)
+        counts = (_node_macs(node, way) for way in ways)
+        count = next((count for count in counts if count is not None), None)
         if count is None:
             return None
         total += count
     return total
 
 
-def _node_macs(view: GraphView, node: gs.Node) -> int | None:
+def _at_batch_one(shape: SymbolicShape) -> Shape:
+    """Return a shape with its leading dimension as it is where everything that is not a number is 1."""
+    if shape is None:
+        return None
+    numbers = [dim if isinstance(dim, int) else None for dim in shape]
+    if shape and isinstance(shape[0], Expression):
+        numbers[0] = shape[0].at_ones()
+    return tuple(numbers)
+
+
+def _node_macs(node: gs.Node, shape: Callable[[gs.Tensor], Shape]) -> int | None:
     """Return the multiply-accumulates of one node; an unknown leading dimension counts as 1."""
-    left, right, out = (view.shape(tensor) for tensor in (node.inputs[0], node.inputs[1], node.outputs[0]))
+    left, right, out = (shape(tensor) for tensor in (node.inputs[0], node.inputs[1], node.outputs[0]))
     if left is None or right is None or out is None:
         return None
     if is_op(node, "Conv"):

@@ -22,6 +22,12 @@ class Expression:
         parts = ["*".join([*([str(c)] if c != 1 or not m else []), *m]) for m, c in sorted(self.terms)]
         return parts[0] if len(parts) == 1 else f"({'+'.join(parts)})"
 
+    def at_ones(self) -> int | None:
+        """Return the value where every dimension is 1; None if an operation is spelled out in a name."""
+        if any("[" in atom for monomial, _ in self.terms for atom in monomial):
+            return None
+        return sum(factor for _, factor in self.terms)
+
 
 Entry = int | Expression
 _Known = TypeVar("_Known", int, Expression, Entry)
