@@ -44,11 +44,12 @@ class PruneChannels(Pass):
                 replaced += sites
                 self._settle(view)
                 continue
+            named = channels.sites
             gone = self._cut(view, channels)
             if not gone.any():
                 break
             for group in np.unique(channels.root[gone]).tolist():
-                site = channels.sites[int(channels.family[group])]
+                site = named[int(channels.family[group])]
                 rewritten[site] = rewritten.get(site, 0) + 1
             self._settle(view)
         skipped = channels.survivors(gone, view.vetoes)

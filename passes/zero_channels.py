@@ -52,8 +52,10 @@ class ZeroChannels(Pass):
     already count as chosen, so that a second run does nothing.
 
     Never zeroed: channels of inputs and outputs, and those coupled with an axis that cannot be cut, such as one that a
-    LayerNormalization normalizes. How much accuracy goes is the user's choice, so the contract promises only that the
-    model runs and gives finite values; the report shows the measured SQNR and, with labelled data, top-1.
+    LayerNormalization normalizes. What it hands on to the layers behind it is a pool of its own: its scale and bias are
+    set to nought, and prune-channels drops the inputs of those layers. How much accuracy goes is the user's choice, so
+    the contract promises only that the model runs and gives finite values; the report shows the measured SQNR and, with
+    labelled data, top-1.
     """
 
     name = "zero-channels"
@@ -102,11 +104,13 @@ class ZeroChannels(Pass):
         except Skip as reason:
             told.skipped += [(ranking.pool.site, str(reason)) for ranking in rankings]
             return told.result()
-        chosen = plan.chosen(counts)
+        wanted = plan.chosen(counts)
+        goes = cost.gone([group.index for some in wanted for group in some])
+        chosen = [[group for group in some if goes[group.index]] for some in wanted]
         fresh = [[group for group in some if not group.removable] for some in chosen]
         zero(channels, [group for some in fresh for group in some], view.edit)
-        for ranking, some, new in zip(rankings, chosen, fresh, strict=True):
-            told.pool(ranking, len(some), len(new))
+        for ranking, asked, some, new in zip(rankings, wanted, chosen, fresh, strict=True):
+            told.pool(ranking, len(asked), len(some), len(new))
         return told.result(cost, [group.index for some in chosen for group in some])
 
     # -- choosing ------------------------------------------------------------------------------------------------------
@@ -216,7 +220,7 @@ class _Story:
         self.rewritten: dict[str, list[str]] = {}
         self.missing = ""
 
-    def pool(self, ranking: Ranking, count: int, new: int) -> None:
+    def pool(self, ranking: Ranking, asked: int, count: int, new: int) -> None:
         """Tell what became of a pool."""
         site, of = ranking.pool.site, len(ranking.order)
         stay = "".join(f"; {n} more cannot go: {why}" for why, n in ranking.pool.blocked.items())
@@ -224,6 +228,9 @@ class _Story:
             self.rewritten.setdefault(site, []).append(f"{count} of {of} channels zeroed{stay}")
         elif count:
             self.skipped.append((site, f"the {count} of {of} channels to zero are nought already{stay}"))
+        elif asked:
+            why = "to pick the others behind the normalization costs more than it saves"
+            self.skipped.append((site, f"none of {of} channels is zeroed: {why}{stay}"))
         else:
             self.skipped.append((site, f"none of {of} channels is to be zeroed{stay}"))
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from graphopt.graph import GraphView
+from graphopt.graph.channels import analysis
 from graphopt.model import from_proto, to_proto
 from graphopt.registry import create
 from graphopt.runtime.session import Session
@@ -70,6 +71,8 @@ class Builder:
                 "scale",
                 "instance",
                 "depth",
+                "tokens",
+                "written",
             ),
         )
         getattr(self, self.draw(st.sampled_from(kinds)))()
@@ -220,6 +223,28 @@ class Builder:
         shallow = self.op("DepthToSpace", [source], blocksize=2, mode=mode)
         self.op("SpaceToDepth", [shallow], channels, blocksize=2)
 
+    def tokens(self) -> None:
+        """Normalize over the channels, by LayerNormalization between two transpositions."""
+        source, channels = self.pick()
+        last = self.op("Transpose", [source], perm=[0, 2, 3, 1])
+        parameters = [self.constant(self.planted(channels)) for _ in range(self.draw(st.integers(1, 2)))]
+        normal = self.op("LayerNormalization", [last, *parameters], epsilon=1e-2)
+        if self.draw(st.booleans()):
+            normal = self.op("MatMul", [normal, self.constant(self.planted(channels, channels))])
+        self.op("Transpose", [normal], channels, perm=[0, 3, 1, 2])
+
+    def written(self) -> None:
+        """Normalize over the channels, written out."""
+        source, channels = self.pick()
+        centred = self.op("Sub", [source, self.op("ReduceMean", [source], axes=[1])])
+        variance = self.op("ReduceMean", [self.op("Mul", [centred, centred])], axes=[1])
+        deviation = self.op("Sqrt", [self.op("Add", [variance, self.constant(np.array(1e-2))])])
+        normal = self.op("Div", [centred, deviation])
+        scaled = [normal, self.constant(self.planted(channels).reshape(channels, 1, 1))]
+        normal = self.op("Mul", scaled[:: self.draw(st.sampled_from([1, -1]))], channels)
+        if self.draw(st.booleans()):
+            self.op("Add", [normal, self.constant(self.planted(channels).reshape(channels, 1, 1))], channels)
+
     def finish(self) -> onnx.ModelProto:
         """End in classifiers over the last tensors, flattened or averaged or recurrent."""
         outputs: dict[str, int] = {}
@@ -280,9 +305,11 @@ def networks(draw: st.DrawFn) -> onnx.ModelProto:
 
 
 def prune(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """Run prune-channels alone."""
+    """Run prune-channels alone; a pick is worth it already where it saves a little, as all weights are small."""
     model = from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
-    create("prune-channels").apply(GraphView(model))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(analysis, "WORTH", 1)
+        create("prune-channels").apply(GraphView(model))
     return to_proto(model)
 
 

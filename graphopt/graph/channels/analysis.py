@@ -10,6 +10,8 @@ import onnx_graphsurgeon as gs
 from graphopt.graph.channels.cutting import Cut, Refusal
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Label, Labels, components, describe
+from graphopt.graph.channels.picking import WORTH
+from graphopt.graph.channels.storage import Storage
 from graphopt.graph.channels.table import transfer_of
 from graphopt.graph.view import GraphView
 
@@ -117,7 +119,24 @@ class Channels:
         for label in every:
             if label is not None and len(label) and gone[label].all():
                 gone[self.root == self.root[label[0]]] = False
+        return self.worth(gone)
+
+    def worth(self, gone: Mask) -> Mask:
+        """Return what is to go without what would take a pick that costs more than it saves."""
+        for pick in self.labels.picks:
+            groups = np.unique(self.root[pick.label[gone[pick.label]]]).tolist()
+            stored = [group for group in groups if self.storage.is_stored(group)]
+            saved = self.storage.saved(stored, gone) if stored else 0
+            kept = int((~gone & self.live[self.root])[pick.label].sum())
+            dear = groups if saved < WORTH * kept else [group for group in groups if group not in stored]
+            if dear:
+                gone = gone & ~np.isin(self.root, dear)
         return gone
+
+    @cached_property
+    def storage(self) -> Storage:
+        """What the model stores, as a function of what goes."""
+        return Storage(self.facts, self.labels, self.root)
 
     def cut(self, gone: Mask) -> Cut:
         """Plan the removal of labels.
@@ -177,12 +196,15 @@ class Channels:
                 witness[fresh[witness[fresh] < 0]] = index
                 reader[roots[needed & constant]] = index
         idle &= self.present & ~gone & (np.arange(len(self.root)) == self.root)
+        dear = self._dear(gone)
+        idle[[group for group, reason in dear.items() if not reason]] = False
         counts: dict[tuple[str, str], int] = {}
         for group in [int(index) for index in np.flatnonzero(idle)]:
             site = self.sites[int(self.family[group])]
             reason = (
                 vetoes.get(site)
                 or self.blocked.get(group)
+                or (max(witness[group], reader[group]) < 0 and dear.get(group))
                 or self._why(tensors, int(witness[group]), int(reader[group]))
             )
             counts[site, reason] = counts.get((site, reason), 0) + 1
@@ -190,6 +212,17 @@ class Channels:
             (site, f"{count} idle channel{'s stay' if count > 1 else ' stays'}: {reason}")
             for (site, reason), count in counts.items()
         ]
+
+    def _dear(self, gone: Mask) -> dict[int, str]:
+        """Return why groups stay that a pick could leave behind; "" for those that no weight would go with."""
+        found: dict[int, str] = {}
+        for pick in self.labels.picks:
+            for group in np.unique(self.root[pick.label]).tolist():
+                if not self.storage.is_stored(group):
+                    found[group] = ""
+                elif not gone[pick.label].any():
+                    found[group] = f"picking the others behind {describe(pick.node)} would cost more than it saves"
+        return found
 
     def _fillers(self) -> set[int]:
         """Return the tensors that no input of the model has a say in, such as starting states."""

@@ -9,8 +9,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Labels, Use
+from graphopt.graph.channels.storage import is_plain
 from graphopt.graph.channels.values import constant_of
 from graphopt.graph.edit import Edit, cast
+from graphopt.graph.view import is_op
 from graphopt.result import Skip
 
 
@@ -36,6 +38,7 @@ class Cut:
         self._final: set[tuple[int, int]] = set()
         self._steps: list[Callable[[Edit], None]] = []
         self._stored: dict[int, set[int]] | None = None
+        self._whole: set[int] = set()
 
     # -- questions -----------------------------------------------------------------------------------------------------
 
@@ -43,7 +46,7 @@ class Cut:
         """Return which indices of an axis of a variable stay; the size of the axis must be known."""
         axes, rank = self.labels.variables.get(id(tensor)), self.facts.rank(tensor) or 0
         label = axes[axis % rank] if axes is not None and rank else None
-        if label is None:
+        if label is None or id(tensor) in self._whole:
             return np.ones(self.facts.dim(tensor, axis) or 0, dtype=bool)
         return ~self.gone[label]
 
@@ -53,7 +56,7 @@ class Cut:
         return {
             axis: int((~self.gone[label]).sum())
             for axis, label in enumerate(axes)
-            if label is not None and self.gone[label].any()
+            if label is not None and self.gone[label].any() and id(tensor) not in self._whole
         }
 
     def stored_changes(self, tensor: gs.Tensor) -> set[int]:
@@ -61,7 +64,7 @@ class Cut:
         if self._stored is None:
             self._stored = {}
             for use in self.labels.uses.values():
-                axes = {axis for axis, label in use.axes.items() if self.gone[label].any()}
+                axes = {axis for axis, label in use.cuttable().items() if self.gone[label].any()}
                 if axes:
                     root = constant_of(use.node.inputs[use.slot])
                     self._stored.setdefault(id(root), set()).update(axes)
@@ -97,6 +100,16 @@ class Cut:
             self._steps.append(lambda edit: node.attrs.pop(name))
         else:
             self._steps.append(lambda edit: node.attrs.__setitem__(name, value))
+
+    def leave_whole(self, tensor: gs.Tensor) -> None:
+        """Say that a tensor keeps its size: what reads it picks from it."""
+        self._whole.add(id(tensor))
+
+    def pick(self, node: gs.Node) -> None:
+        """Plan what picks channels at a node."""
+        for place in self.labels.picks:
+            if place.node is node:
+                place.plan(self)
 
     def step(self, action: Callable[[Edit], None]) -> None:
         """Plan any other edit."""
@@ -172,7 +185,10 @@ class Cut:
         constants = self._constants()
         made: dict[tuple[Any, ...], gs.Constant] = {}
         for node, slot, array, key in constants:
-            if key in made:
+            if slot == 2 and is_op(node, "Conv", "ConvTranspose") and _is_idle(node, array):
+                edit.set_input(node, 2, gs.Variable.empty())
+                list.__delitem__(node.inputs, slice(2, None))
+            elif key in made:
                 edit.set_input(node, slot, made[key])
             else:
                 edit.set_values(node, slot, array, dtype=array.dtype)
@@ -193,7 +209,7 @@ class Cut:
         slots |= {key: (use.node, use.slot, use) for key, use in self.labels.uses.items()}
         for place, (node, slot, use) in slots.items():
             key: tuple[Any, ...] = place
-            masks = {axis: ~self.gone[label] for axis, label in use.axes.items()} if use is not None else {}
+            masks = {axis: ~self.gone[label] for axis, label in use.cuttable().items()} if use is not None else {}
             masks = {axis: mask for axis, mask in masks.items() if not mask.all()}
             given = self._given.get(place)
             if given is None and not masks:
@@ -208,6 +224,8 @@ class Cut:
             if given is None:
                 root = constant_of(node.inputs[slot]) or node.inputs[slot]
                 key = (id(root), *((axis, mask.tobytes()) for axis, mask in sorted(masks.items())))
+                if is_plain(node.inputs[slot], self.facts):  # such as biases of nought that many layers share
+                    key = (id(root), array.shape)
             else:
                 try:
                     array = cast(array, dtype, str(node.outputs[0].name))
@@ -215,3 +233,8 @@ class Cut:
                     self.refuse(node, str(overflow))
             found.append((node, slot, array, key))
         return found
+
+
+def _is_idle(node: gs.Node, bias: NDArray[Any]) -> bool:
+    """Whether a bias is of noughts that the model computes, as some exporters have it, so that none need be stored."""
+    return not bias.any() and len(node.inputs) > 2 and bool(node.inputs[2].name) and constant_of(node.inputs[2]) is None

@@ -3,9 +3,11 @@
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.evaluate import evaluate
 from graphopt.graph.channels.facts import Facts, Vector
 from graphopt.graph.channels.labels import Label, Labels
+from graphopt.graph.channels.picking import Pick, is_normalized
 from graphopt.graph.channels.table import Transfer, register
 
 
@@ -88,17 +90,37 @@ class Elementwise(Transfer):
         for axis in range(-rank, 0):
             found: list[Label | None] = []
             for slot, tensor in enumerate(node.inputs):
-                own = facts.rank(tensor) if tensor.name else None
-                if own is not None and -axis <= own and not (node.op == "CastLike" and slot):
+                ranks = facts.rank(tensor) if tensor.name else None
+                if ranks is not None and -axis <= ranks and not (node.op == "CastLike" and slot):
                     if facts.dim(tensor, axis) != 1:
                         found.append(labels.axis(node, slot, axis, _role(node, slot)))
                     elif facts.dim(out, axis) == 1 and not facts.is_constant(tensor):
                         found.append(labels.axis(node, slot, axis))
+            scale = _scale_of_normalized(node, axis, facts) if node.op == "Mul" and len(found) == 2 else None
+            if scale is not None and (own := found[scale]) is not None:
+                labels.block(found[1 - scale], f"{out.name!r} is normalized along axis {axis + rank}")
+                labels.picks.append(Pick(node, 1 - scale, axis, own))
+                found = [own]
             common = found[0] if found else None
             for other in found[1:]:
                 common = labels.unify(common, other, node)
             axes.append(common)
         labels.set(out, axes)
+
+    def cut(self, node: gs.Node, cut: Cut) -> None:
+        """Where a normalization that is written out is scaled, pick what is read of it."""
+        if node.op == "Mul":
+            cut.pick(node)
+
+
+def _scale_of_normalized(node: gs.Node, axis: int, facts: Facts) -> int | None:
+    """Return the slot of the constant that scales, along an axis, what has been normalized along it; None if none."""
+    for slot, tensor in enumerate(node.inputs):
+        other = node.inputs[1 - slot]
+        same = facts.dim(tensor, axis) == facts.dim(other, axis)
+        if same and facts.is_constant(tensor) and not facts.is_constant(other) and is_normalized(other, axis, facts):
+            return slot
+    return None
 
 
 def _role(node: gs.Node, slot: int) -> str:

@@ -71,7 +71,7 @@ class Gather(Transfer):
         if label is None or picked is None or not cut.gone[label].any():
             return
         keep = ~cut.gone[label]
-        places = np.cumsum(keep) - 1
+        places = np.cumsum(cut.kept(node.inputs[0], axis)) - 1
         cut.integers(node, 1, places[picked[keep[picked]] if picked.ndim else picked], like=node.inputs[1])
 
 
@@ -92,9 +92,10 @@ def _others(node: gs.Node, facts: Facts) -> dict[int, int]:
 def _picked(node: gs.Node, facts: Facts) -> NDArray[np.int64] | None:
     """Return the picked indices, none negative; None if they are not known."""
     values, size = facts.values(node.inputs[1]), facts.dim(node.inputs[0], int(node.attrs.get("axis", 0)))
-    if values is None or not values.known.all() or values.array.dtype.kind not in "iu" or size is None:
+    known = facts.array(node.inputs[1]) if values is None else values.array if values.known.all() else None
+    if known is None or known.dtype.kind not in "iu" or size is None:
         return None
-    array = values.array.astype(np.int64)
+    array = known.astype(np.int64)
     return np.where(array < 0, array + size, array)
 
 

@@ -65,13 +65,16 @@ class ChannelGroup:
 
 
 def channel_groups(channels: Channels) -> list[ChannelGroup]:
-    """Return every group that some weight makes and some computed tensor carries, in a fixed order."""
+    """Return every group that some weight makes and goes with, and some tensor carries, in a fixed order."""
     gone = channels.removable()
     weights: dict[int, list[WeightSlice]] = {}
+    stored: set[int] = set()
     tensors: dict[int, list[TensorSlice]] = {}
     for use in channels.labels.uses.values():
         for axis, own in use.axes.items():
             for group, indices in _parts(channels.root[own]):
+                if axis not in use.held:
+                    stored.add(group)
                 weights.setdefault(group, []).append(WeightSlice(use.node, use.slot, axis, indices, use.roles[axis]))
     for key, axes in channels.labels.variables.items():
         for axis, label in enumerate(axes):
@@ -79,7 +82,7 @@ def channel_groups(channels: Channels) -> list[ChannelGroup]:
                 for group, indices in _parts(channels.root[label]):
                     tensors.setdefault(group, []).append(TensorSlice(channels.labels.tensors[key], axis, indices))
     found = []
-    for group in sorted(weights.keys() & tensors.keys()):
+    for group in sorted(stored & tensors.keys()):
         if any(part.role in ("feeds", "scales") for part in weights[group]):
             site = channels.sites[int(channels.family[group])]
             parts = tuple(weights[group]), tuple(tensors[group])
@@ -102,6 +105,8 @@ def zero(channels: Channels, groups: Iterable[ChannelGroup], edit: Edit) -> None
         for part in parts:
             place = (slice(None),) * part.axis + (part.indices,)
             array[place] = nought[place]
+        if np.array_equal(array, values):
+            continue
         old = node.inputs[slot]
         edit.set_values(node, slot, array, dtype=array.dtype)
         for reader in list(old.outputs):

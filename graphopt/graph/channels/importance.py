@@ -16,17 +16,20 @@ from graphopt.numerics.importance import Aggregation, Norm, Scores, aggregate, s
 
 Numbers = NDArray[np.int64]
 
-NORMALIZATIONS = ("BatchNormalization", "InstanceNormalization", "GroupNormalization")
+NORMALIZATIONS = (
+    *("BatchNormalization", "InstanceNormalization", "GroupNormalization", "LayerNormalization", "RMSNormalization"),
+)
 
 
 def weight_scores(channels: Channels, groups: Numbers, norm: Norm, how: Aggregation) -> Scores:
-    """Score groups by the weights that make them and read them; NaN for groups that no layer's weight makes.
+    """Score groups by the weights that make them and read them; NaN for groups that no layer or LayerNorm makes.
 
     Each slice counts relative to the mean slice of its weight, so that filters, normalization scales and what later
     layers make of a channel add up whatever their units (the group norm of DepGraph, arXiv 2301.12900, made relative).
     """
     made = np.zeros(len(groups), dtype=bool)
     place = _places(channels, groups)
+    picked = {id(pick.node) for pick in channels.labels.picks}
     parts: list[tuple[Label, Scores]] = []
     for use in channels.labels.uses.values():
         for axis, label in use.axes.items():
@@ -41,7 +44,7 @@ def weight_scores(channels: Channels, groups: Numbers, norm: Norm, how: Aggregat
                 finite = norms[np.isfinite(norms)]
                 mean = float(finite.mean()) if finite.size else 0.0
                 parts.append((label, norms / mean if mean > 0 else norms))
-                if role == "feeds":
+                if role == "feeds" or id(use.node) in picked:
                     own = place[channels.root[label]]
                     made[own[own >= 0]] = True
     return np.where(made, group_scores(channels, groups, parts, how), np.nan)

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.channels.facts import Facts
+from graphopt.graph.channels.picking import Pick
 
 Label = NDArray[np.int64]
 Axes = list[Label | None]
@@ -19,7 +20,8 @@ class Use:
 
     ``readers`` are the layers that it works in, which come after ``node`` where a weight is transposed first. A role
     is "feeds" (added to the channel, or multiplied into everything that makes it), "scales" (multiplies the
-    channel), "reads" (multiplies it into other channels) or "aside" (none of these, such as a running mean).
+    channel), "reads" (multiplies it into other channels) or "aside" (none of these, such as a running mean). Axes that
+    are ``held`` keep their size when the labels go, as channels are picked only behind the node.
     """
 
     node: gs.Node
@@ -27,6 +29,11 @@ class Use:
     axes: dict[int, Label] = field(default_factory=dict)
     roles: dict[int, str] = field(default_factory=dict)
     readers: dict[int, gs.Node] = field(default_factory=dict)
+    held: set[int] = field(default_factory=set)
+
+    def cuttable(self) -> dict[int, Label]:
+        """Return the labels of the axes that go with them."""
+        return {axis: label for axis, label in self.axes.items() if axis not in self.held}
 
 
 class Labels:
@@ -48,6 +55,7 @@ class Labels:
         self.born: dict[int, tuple[Use, int]] = {}
         self.edges: list[tuple[Label, Label]] = []
         self.blocks: list[tuple[Label, str]] = []
+        self.picks: list[Pick] = []
 
     # -- asking --------------------------------------------------------------------------------------------------------
 
@@ -89,6 +97,14 @@ class Labels:
         """Give an axis of a constant input labels that exist already."""
         use = self.uses.setdefault((id(node), slot), Use(node, slot))
         use.axes[axis], use.roles[axis], use.readers[axis] = labels, role, node
+
+    def hold(self, node: gs.Node, slot: int, labels: Label, role: str) -> None:
+        """Give the last axis of a constant input labels that exist already and are cut only behind the node."""
+        tensor = node.inputs[slot]
+        if self.facts.is_constant(tensor) and self.facts.dim(tensor, -1) == len(labels):
+            axis = (self.facts.rank(tensor) or 1) - 1
+            self.attach(node, slot, axis, labels, role)
+            self.uses[id(node), slot].held.add(axis)
 
     def _carries_channels(self, node: gs.Node, slot: int) -> bool:
         """Whether a constant can hold weights: floats, or integers that are dequantized; not indices and sizes."""

@@ -6,6 +6,7 @@ import onnx_graphsurgeon as gs
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts
 from graphopt.graph.channels.labels import Label, Labels
+from graphopt.graph.channels.picking import Pick
 from graphopt.graph.channels.table import Transfer, register
 
 
@@ -86,7 +87,10 @@ class InstanceNormalization(Transfer):
 
 @register("LayerNormalization", "RMSNormalization")
 class LayerNormalization(Transfer):
-    """Normalization over the last axes, which cannot be cut: a removed element would change the mean."""
+    """Normalization over the last axes, which cannot be cut: a removed element would change the mean.
+
+    Behind it the last axis can be: scale and bias stay as they are, and what is read is picked from the output.
+    """
 
     def forward(self, node: gs.Node, facts: Facts) -> None:
         """An element of scale nought holds the bias."""
@@ -112,7 +116,7 @@ class LayerNormalization(Transfer):
                 facts.need(tensor)
 
     def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
-        """Only the axes before the normalized ones can be cut."""
+        """Only the axes before the normalized ones can be cut; the last of the output has labels of its own."""
         rank = facts.rank(node.inputs[0])
         if rank is None or any(out.name for out in node.outputs[1:]):
             super().couple(node, facts, labels)
@@ -120,6 +124,20 @@ class LayerNormalization(Transfer):
         labels.carry(node, {axis: axis for axis in range(node.attrs.get("axis", -1) % rank)})
         for slot in range(1, len(node.inputs)):
             labels.block_input(node, slot, f"scales the axis that {node.op} normalizes")
+        size = facts.dim(node.outputs[0], -1)
+        if size is None or size < 2 or id(node.outputs[0]) not in labels.variables:
+            return
+        own = labels.fresh(size, node, -1)
+        if node.attrs.get("axis", -1) % rank == rank - 1:
+            for slot, role in list(enumerate(("", "scales", "feeds")))[1 : len(node.inputs)]:
+                if node.inputs[slot].name:
+                    labels.hold(node, slot, own, role)
+        labels.variables[id(node.outputs[0])][-1] = own
+        labels.picks.append(Pick(node, None, -1, own))
+
+    def cut(self, node: gs.Node, cut: Cut) -> None:
+        """Pick what is read behind it."""
+        cut.pick(node)
 
 
 @register("GroupNormalization")

@@ -11,6 +11,7 @@ from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Label, Labels
 from graphopt.graph.channels.table import Transfer, register
+from graphopt.graph.view import is_op
 
 
 class Moving(Transfer):
@@ -181,8 +182,8 @@ def _split(node: gs.Node, flat: Label, outs: tuple[int, ...], facts: Facts, labe
     """Choose the axis of a split along which to cut, and couple what then goes together.
 
     An axis along which alone the labels differ costs nothing. Otherwise the axis is taken along which most is not
-    needed; and if nothing tells, the first one (heads, channels before space), or the last one of a short first one
-    (the groups of a channel shuffle).
+    needed; and if nothing tells, the first one (heads, channels before space), but for one that is taken apart next
+    (queries, keys and values), or the last one of a short first one (the groups of a channel shuffle).
     """
     if len(outs) == 1:
         return 0, flat
@@ -193,9 +194,30 @@ def _split(node: gs.Node, flat: Label, outs: tuple[int, ...], facts: Facts, labe
         if (rows == rows[:, :1]).all():
             return place, rows[:, 0].copy()
     saved = [(~facts.needed(node.outputs[0], axis)).mean() for axis in outs]
-    place = int(np.argmax(saved)) if max(saved) > 0 else (0 if sizes[0] > 2 or len(outs) > 2 else 1)
+    first = 0 if sizes[0] > 2 or len(outs) > 2 else 1
+    if first + 1 < len(outs) and _is_taken_apart(node.outputs[0], outs[first], facts):
+        first += 1
+    place = int(np.argmax(saved)) if max(saved) > 0 else first
     labels.merge(views[place])
     return place, views[place][:, 0].copy()
+
+
+def _is_taken_apart(tensor: gs.Tensor, axis: int, facts: Facts) -> bool:
+    """Whether the indices of an axis part company, by a Gather of single ones or a Split, be it transposed before."""
+    for _ in range(4):
+        readers = facts.view.readers(tensor)
+        node = readers[0] if readers else None
+        if node is None or not is_op(node, "Transpose", "Identity", "Cast", "Gather", "Split", "Slice"):
+            return False
+        if node.op in ("Gather", "Split"):
+            along = int(node.attrs.get("axis", 0)) % (facts.rank(tensor) or 1) == axis
+            return along and (node.op == "Split" or facts.rank(node.inputs[1]) == 0)
+        if node.op == "Slice":
+            return facts.dim(node.outputs[0], axis) == 1
+        if node.op == "Transpose":
+            axis = [int(old) for old in node.attrs.get("perm", range(facts.rank(tensor) or 0)[::-1])].index(axis)
+        tensor = node.outputs[0]
+    return False
 
 
 def groups(node: gs.Node, facts: Facts) -> list[Group]:

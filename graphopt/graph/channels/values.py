@@ -246,6 +246,7 @@ _RULES: dict[str, Rule] = {
     "Squeeze": _moving(_squeeze),
     "Unsqueeze": _moving(_unsqueeze),
     "Slice": _moving(_slice),
+    "Transpose": _moving(lambda node, array: np.transpose(array, node.attrs.get("perm"))),
     "Reshape": _moving(_reshape),
     "Expand": _moving(_expand),
     "Where": _where,
