@@ -144,10 +144,10 @@ class QuantizeActivations(Pass):
         for use in weight.uses:
             if use.layer.op not in _TARGETS[self.target].layers or use.slot != 1:
                 raise Skip(f"{name!r} is used by {use.layer.op}, which has no integer kernel on {self.target}")
-            if use.layer.inputs[1] is not weight.source and _transposed(view, weight) is None:
-                raise Skip(f"{name!r} lies behind {use.layer.inputs[1].inputs[0].op}, fold constants first")
             if view.edit.graph_of(use.layer) is not view.model.graph:
                 raise Skip("lies in a subgraph or function: main graph only")
+            if use.layer.inputs[1] is not weight.source and _transposed(view, weight) is None:
+                raise Skip(f"{name!r} lies behind {use.layer.inputs[1].inputs[0].op}, fold constants first")
             if is_dequantized(view, use.layer.inputs[0]) or view.producer(use.layer.inputs[0], "DequantizeLinear"):
                 raise Skip(f"{use.layer.inputs[0].name!r} is quantized already")
             if view.array(use.layer.inputs[0]) is not None:

@@ -18,10 +18,19 @@ from graphopt.graph.dequantize import (
     lowest_opset,
     overhead,
 )
-from graphopt.graph.weights import Weight, find_weights, is_candidate, is_float, is_stored, require_weight
+from graphopt.graph.weights import (
+    Weight,
+    computed_from,
+    find_weights,
+    is_candidate,
+    is_float,
+    is_stored,
+    require_weight,
+)
 from graphopt.numerics.ladder import blocks, climb, ladder
 from graphopt.numerics.quantization import TYPES, Affine, Grouping, Quantized
 from graphopt.numerics.ranges import range_rule
+from graphopt.runtime.evaluate import evaluate_cone
 from graphopt.runtime.feeds import generate
 from graphopt.runtime.gram import Seen, look
 
@@ -36,16 +45,17 @@ class QuantizeWeights(Pass):
     q = clip(round(w / scale) + zero, low, high), and the model computes w' = (q - zero) * scale (ONNX,
     DequantizeLinear; arXiv 2106.08295, section 2.2). The float weight leaves the file. Cases:
 
-    1. Conv, ConvTranspose, Gemm, MatMul (either side, any rank), Gather, LSTM, GRU, RNN, and Einsum where it is a
-       matrix product.
-    2. The weight is an initializer or a Constant node, read directly or through Transpose, Reshape, Slice and their
-       kind.
+    1. Conv, ConvTranspose, Gemm, MatMul (either side, any rank), Gather, Slice with computed bounds, LSTM, GRU, RNN,
+       and Einsum where it is a matrix product.
+    2. The weight is an initializer or a Constant node, read directly, through Transpose, Reshape, Slice and their
+       kind, or as what a Loop or a local function hands to its body unchanged; or it is computed from constants that
+       nothing else needs.
     3. Layers that share a weight go on sharing it, with one scale for all of it if they disagree on the channel axis.
 
-    Refused: a weight that is computed, that the caller can override, that anything but a layer reads, that holds NaN or
-    Inf, or that would not get smaller. Below opset 13 all channels of a weight have one scale; below opset 10 there is
-    no DequantizeLinear. The pass asks for opset 19, the first whose DequantizeLinear has half-precision scales and runs
-    in ONNX's reference evaluator as well; 4- and 16-bit types and blocks need 21, int2 needs 25.
+    Refused: a weight that is computed from inputs, that the caller can override, that anything but a layer reads, that
+    holds NaN or Inf, or that would not get smaller. Below opset 13 all channels of a weight have one scale; below opset
+    10 there is no DequantizeLinear. The pass asks for opset 19, the first whose DequantizeLinear has half-precision
+    scales and runs in ONNX's reference evaluator as well; 4- and 16-bit types and blocks need 21, int2 needs 25.
 
     Eight bits leave about 35 to 45 dB on a layer's weights and 30 dB and more on whole nets; an output below 20 dB (an
     error of a tenth of its size) means that a layer does not bear it. The floor is 6 dB for four bits, 3 dB for three,
@@ -141,8 +151,10 @@ class QuantizeWeights(Pass):
         Raises:
             Skip: It stays float.
         """
-        values, name = require_weight(view, weight), weight.source.name
-        best, failed = self._choose(values, weight)
+        cone = computed_from(view, weight)
+        computed = None if cone is None else evaluate_cone(view, cone)
+        values, name = require_weight(view, weight, computed), weight.source.name
+        best, failed = self._choose(values, weight, values.nbytes if cone is None else cone.freed(view))
         if best is None:
             if failed:
                 most = max(attempt.sqnr_db for attempt in failed)
@@ -159,8 +171,10 @@ class QuantizeWeights(Pass):
             return detail
         return f"{detail}, after {failed[0].affine.kind.name} {failed[0].grouping} with {failed[0].sqnr_db:.1f} dB"
 
-    def _choose(self, values: NDArray[np.generic], weight: Weight) -> tuple[Quantized | None, list[Quantized]]:
-        """Return the form that the options lead to, or None, and the tries that lost too much.
+    def _choose(
+        self, values: NDArray[np.generic], weight: Weight, freed: int
+    ) -> tuple[Quantized | None, list[Quantized]]:
+        """Return the form that the options lead to and that takes less than ``freed`` bytes, and what lost too much.
 
         Raises:
             Skip: The opset of the weight's graph has none of the forms.
@@ -171,7 +185,7 @@ class QuantizeWeights(Pass):
             raise Skip(f"{needs} for {kind.name} weights, it needs {lowest}")
         half = values.dtype == np.float16 and (opset >= FP16_SCALE_OPSET or form == "mul")
         affine = Affine(kind, self.symmetric, np.dtype(np.float16 if half else np.float32))
-        room = 2 * values.nbytes if form == "qdq" else values.nbytes - overhead(str(weight.source.name))
+        room = 2 * values.nbytes if form == "qdq" else freed - overhead(str(weight.source.name))
         axis = weight.summed_axis
         tries = (
             (wide, group)
@@ -210,6 +224,6 @@ def _is_site(view: GraphView, weight: Weight) -> bool:
     """Whether to report on a weight: it is stored as floats, or quantized already, or its layers always have one."""
     if (values := view.array(weight.source)) is not None:
         return is_float(values.dtype)
-    if is_stored(view, weight.source) or is_dequantized(view, weight.source):
+    if is_stored(view, weight.source) or is_dequantized(view, weight.source) or computed_from(view, weight) is not None:
         return True
     return any(use.layer.op in _ALWAYS_WEIGHTED for use in weight.uses)

@@ -34,7 +34,7 @@ RANDOM = (
     "Bernoulli",
     "Dropout",
 )
-_LOW_BIT = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
+LOW_BIT = ("QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear")
 _BOUNDED = ("NonZero", "Compress", "Unique")
 
 
@@ -118,7 +118,7 @@ def _require_computable(facts: Facts, node: gs.Node, outputs: list[gs.Tensor]) -
     """Raise Skip if a node of constant inputs must not or cannot be computed ahead."""
     if node.op in RANDOM:
         raise Skip(f"{node.op} gives something else each time")
-    if node.op in _LOW_BIT:
+    if node.op in LOW_BIT:
         raise Skip(f"{node.op} keeps low-bit values small")
     if any(isinstance(value, (gs.Graph, gs.Node.AttributeRef)) for value in node.attrs.values()):
         raise Skip(f"{node.op} has a body or takes an attribute from the function's caller")

@@ -1,12 +1,14 @@
 """Answers every question a pass has about a graph: readers, producers, constants, shapes; and the refusals."""
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from graphopt.graph.borders import Borders
 from graphopt.graph.constants import constant_values
 from graphopt.graph.edit import Edit
 from graphopt.graph.shapes import Shape, infer_shapes
@@ -80,6 +82,11 @@ class GraphView:
     def readers(self, tensor: gs.Tensor) -> list[gs.Node]:
         """Return the nodes that read ``tensor``, once per input slot, those inside subgraphs included."""
         return [node for node in tensor.outputs if not self.edit.is_removed(node)]
+
+    @cached_property
+    def borders(self) -> Borders:
+        """Which inputs of loops' bodies and local functions always hold what a tensor outside holds."""
+        return Borders(self.model)
 
     def is_output(self, tensor: gs.Tensor) -> bool:
         """Whether ``tensor`` is an output of any graph: the model's, a subgraph's or a function's."""

@@ -1,7 +1,7 @@
 """Where the weights of layers lie: which input is a weight, which axes are output channels, and where it is stored.
 
-A weight is a stored constant that layers read directly or through operators that only move values (Transpose, Reshape,
-Slice, Concat and their kind), and that nothing else reads.
+A weight is a stored constant that layers read directly, through operators that only move values (Transpose, Reshape,
+Slice, Concat and their kind), or as what a loop or a local function hands to its body, and that nothing else reads.
 """
 
 import math
@@ -12,6 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from graphopt.graph.cone import Cone, constant_cone
 from graphopt.graph.dequantize import is_dequantized
 from graphopt.graph.shapes import Shape
 from graphopt.graph.view import GraphView, is_op
@@ -46,7 +47,7 @@ class WeightUse:
 
 @dataclass
 class Weight:
-    """A tensor, the layers that use it as a weight, and the graph that stores it (the main graph if it is computed)."""
+    """A tensor, the layers that use it as a weight, and the graph that stores or computes it."""
 
     source: gs.Tensor
     home: gs.Graph
@@ -61,7 +62,7 @@ class Weight:
         """
         axes = {use.channel for use in self.uses}
         axis = axes.pop() if len(axes) == 1 else None
-        return None if axis and any(use.layer.op == "Gather" for use in self.uses) else axis
+        return None if axis and any(use.layer.op in ("Gather", "Slice") for use in self.uses) else axis
 
     @property
     def summed_axis(self) -> int | None:
@@ -92,19 +93,34 @@ def find_weights(view: GraphView) -> list[Weight]:
             if not all(is_stored(view, source) for source, _, _ in origins):
                 origins = [(node.inputs[slot.index], slot.channel, slot.summed)] if len(origins) > 1 else origins
             for source, channel, summed in origins:
-                weight = found.setdefault(id(source), Weight(source, homes.get(id(source), view.model.graph)))
+                weight = found.setdefault(
+                    id(source), Weight(source, homes.get(id(source)) or _birthplace(view, source))
+                )
                 weight.uses.append(WeightUse(node, slot.index, channel, summed))
     return list(found.values())
+
+
+def _birthplace(view: GraphView, tensor: gs.Tensor) -> gs.Graph:
+    """Return the graph that computes a tensor; the main graph if none does."""
+    node = view.producer(tensor)
+    return view.model.graph if node is None else view.edit.graph_of(node)
 
 
 def trace(
     view: GraphView, tensor: gs.Tensor, channel: int | None, summed: int | None
 ) -> Iterator[tuple[gs.Tensor, int | None, int | None]]:
-    """Follow a tensor back through operators that only move values; yield each origin with the two axes there."""
+    """Follow a tensor back through operators that only move values, and out of bodies that it is handed to.
+
+    Yields:
+        Each origin with the two axes there.
+    """
     waiting = [(tensor, channel, summed)]
     while waiting:
         tensor, channel, summed = waiting.pop()
         node = view.producer(tensor)
+        if node is None and (handed := view.borders.outside(tensor)):
+            waiting += [(outer, channel, summed) for outer in reversed(handed)]
+            continue
         if node is None or not is_op(node, *MOVES) or not _moves_floats(node):
             yield tensor, channel, summed
             continue
@@ -118,28 +134,38 @@ def foreign_reader(view: GraphView, weight: Weight) -> str | None:
     waiting, seen = [weight.source], {id(weight.source)}
     while waiting:
         tensor = waiting.pop()
-        if view.is_output(tensor):
+        if view.is_output(tensor) and not view.borders.is_given_back(tensor):
             return f"{tensor.name!r} is a graph output"
         for node in {id(node): node for node in view.readers(tensor)}.values():
             slots = [index for index, read in enumerate(node.inputs) if read is tensor]
             if all((id(node), slot) in known for slot in slots) or is_op(node, "Shape", "Size"):
                 continue
-            if not is_op(node, *MOVES) or (node.op != "Concat" and slots != [0]):
+            handed = [view.borders.inside(node, slot) for slot in slots]
+            if all(handed):
+                same = [inner for each in handed for inner in each]
+            elif is_op(node, *MOVES) and (node.op == "Concat" or slots == [0]):
+                same = list(node.outputs)
+            else:
                 return f"{tensor.name!r} is also read by {node.op} {view.site(node)!r}"
-            outputs = [out for out in node.outputs if not out.is_empty() and id(out) not in seen]
+            outputs = [out for out in same if not out.is_empty() and id(out) not in seen]
             seen |= {id(out) for out in outputs}
             waiting += outputs
     return None
 
 
-def require_weight(view: GraphView, weight: Weight) -> NDArray[np.generic]:
+def require_weight(view: GraphView, weight: Weight, computed: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
     """Return the values of a weight that may be replaced by an approximation.
+
+    Args:
+        view: The model.
+        weight: The weight.
+        computed: What it holds if it is not stored but computed from constants, where the caller can replace that.
 
     Raises:
         Skip: It is not a stored, finite, non-empty float tensor, or more than permitted layers depend on it.
     """
     name = weight.source.name
-    values = view.array(weight.source)
+    values = view.array(weight.source) if computed is None else computed
     if values is None and is_dequantized(view, weight.source):
         raise Skip(f"{name!r} is quantized already")
     if values is None:
@@ -165,7 +191,15 @@ def require_weight(view: GraphView, weight: Weight) -> NDArray[np.generic]:
 def is_candidate(view: GraphView, weight: Weight) -> bool:
     """Whether a weight could be quantized at some opset, whatever its values."""
     values = view.array(weight.source)
-    return values is not None and is_float(values.dtype) and foreign_reader(view, weight) is None
+    constant = is_float(values.dtype) if values is not None else computed_from(view, weight) is not None
+    return constant and foreign_reader(view, weight) is None
+
+
+def computed_from(view: GraphView, weight: Weight) -> Cone | None:
+    """Return what a float weight is computed from, if that is constants only; None too if it is stored or quantized."""
+    if is_stored(view, weight.source) or is_dequantized(view, weight.source):
+        return None
+    return constant_cone(view, weight.source)
 
 
 def is_stored(view: GraphView, tensor: gs.Tensor) -> bool:
@@ -185,8 +219,12 @@ def _integer(node: gs.Node, name: str, default: int) -> int | None:
 
 
 def _rank(view: GraphView, tensor: gs.Tensor) -> int | None:
-    shape = view.shape(tensor)
-    return None if shape is None else len(shape)
+    """Return the rank of a tensor; where inference does not reach into a body, that of all it stands for."""
+    shapes = [view.shape(tensor)]
+    if shapes == [None]:
+        shapes = [view.shape(outer) for outer in view.borders.outside(tensor)]
+    ranks = {None if shape is None else len(shape) for shape in shapes}
+    return ranks.pop() if len(ranks) == 1 else None
 
 
 # -- which axis is which, operator by operator -------------------------------------------------------------------------
@@ -229,6 +267,19 @@ def _gather(view: GraphView, node: gs.Node) -> list[WeightSlot]:
     return [WeightSlot(0, axis, rank - 1 if axis != rank - 1 else 0)]
 
 
+def _slice(view: GraphView, node: gs.Node) -> list[WeightSlot]:
+    """Slice with computed bounds: a table, of which as many rows are taken as the sequence is long."""
+    rank = _rank(view, node.inputs[0])
+    bounds = [view.array(tensor) for tensor in node.inputs[1:] if tensor.name]
+    if rank is None or rank < 2 or all(bound is not None for bound in bounds):
+        return []
+    axes = view.array(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3].name else None
+    if axes is None or axes.size != 1:
+        return [WeightSlot(0)]
+    axis = int(axes.reshape(-1)[0]) % rank
+    return [WeightSlot(0, axis, rank - 1 if axis != rank - 1 else 0)]
+
+
 def _recurrent(view: GraphView, node: gs.Node) -> list[WeightSlot]:
     """LSTM, GRU, RNN: W is [directions, gates * hidden, input], R is [directions, gates * hidden, hidden]."""
     return [WeightSlot(1, 1, 2), WeightSlot(2, 1, 2)]
@@ -267,6 +318,7 @@ _CONVENTIONS: dict[str, Callable[[GraphView, gs.Node], list[WeightSlot]]] = {
     "Gemm": _gemm,
     "MatMul": _matmul,
     "Gather": _gather,
+    "Slice": _slice,
     "Einsum": _einsum,
     "LSTM": _recurrent,
     "GRU": _recurrent,

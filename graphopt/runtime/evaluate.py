@@ -9,6 +9,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.errors import GraphoptError
+from graphopt.graph import GraphView
+from graphopt.graph.cone import Cone
 from graphopt.graph.protos import node_proto
 
 Array = NDArray[np.generic]
@@ -57,6 +59,17 @@ def evaluate_nodes(
         runnable, {**given, **first.arrays}, [tensor for tensor in wanted if id(tensor) in made], opset
     )
     return Evaluation({**first.arrays, **second.arrays}, {**first.failures, **second.failures})
+
+
+def evaluate_cone(view: GraphView, cone: Cone) -> Array | None:
+    """Return what the last node of a cone gives first; None if a leaf cannot be read or ONNX Runtime refuses."""
+    out = cone.nodes[-1].outputs[0]
+    leaves = {id(leaf): view.array(leaf) for leaf in cone.leaves}
+    given = {key: array for key, array in leaves.items() if array is not None}
+    if len(given) < len(leaves):
+        return None
+    opset = view.edit.graph_of(cone.nodes[-1]).opset
+    return evaluate_nodes(cone.nodes, given, [out], opset).arrays.get(id(out))
 
 
 def _run(

@@ -427,7 +427,7 @@ REFUSALS = {
                 s = ReduceSum<keepdims=0>(b)
                 c = Add(a, s) }"""
         ),
-        "'w' is also read by add 'y'",
+        "'b' is also read by ReduceSum 's'",
     ),
 }
 
