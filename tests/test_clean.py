@@ -86,7 +86,7 @@ def test_convolution_tail(opset: int) -> None:
 @pytest.mark.parametrize("condition", ["0", "1"])
 def test_branches_of_a_constant_condition(opset: int, condition: str) -> None:
     found = assert_clean(model(BRANCH.replace("CONDITION", condition), opset, 10))
-    assert found == {"If": 1, "Mul": 1, "Neg": 1, "Relu": 1}
+    assert found == ({"Mul": 1, "Relu": 1} if condition == "1" else {"Neg": 1, "Relu": 1})
 
 
 @pytest.mark.parametrize("opset", [9, 11, 13, 17, 21, 23])

@@ -224,6 +224,18 @@ class Edit:
         list.__setitem__(node.inputs, slice(None), [source])
         list.__setitem__(node.outputs, slice(None), [out])
 
+    def move_out(self, node: gs.Node, body: gs.Graph) -> list[gs.Node]:
+        """Remove ``node``, but move the nodes of its subgraph ``body`` to the graph that it lives in; return them.
+
+        Their names and what ``node`` gave out are the caller's business.
+        """
+        graph, moved = self.graph_of(node), list(body.nodes)
+        body.nodes[:] = []
+        graph.nodes.extend(moved)
+        self._home |= {id(inner): graph for inner in moved}
+        self.remove([node])
+        return moved
+
     def remove(self, nodes: Iterable[gs.Node]) -> None:
         """Flag nodes, and those in their subgraphs, as removed; ``settle`` unlinks them."""
         waiting = list(nodes)

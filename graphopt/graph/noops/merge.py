@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.constants import read_values
 from graphopt.graph.noops.bypass import RESHAPES
+from graphopt.graph.noops.inline import inline_branch, inline_loop
 from graphopt.graph.noops.place import Place
 from graphopt.graph.symbolic.attributes import attribute, integers
 from graphopt.graph.symbolic.targets import reshape_numbers
@@ -185,6 +186,8 @@ MERGES: dict[str, Rule] = {
     **dict.fromkeys(RESHAPES, merge_reshapes),
     "CastLike": plain_cast,
     "SplitToSequence": split_at_once,
+    "If": inline_branch,
+    "Loop": inline_loop,
     **dict.fromkeys(("MaxPool", "LayerNormalization"), drop_unused_outputs),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), tidy_recurrent),
 }
