@@ -33,15 +33,17 @@ def infer_shapes(model: Model) -> dict[int, Shape]:
 def refresh_shapes(model: Model, changed: Sequence[gs.Node]) -> None:
     """Declare anew, or no longer, the shapes of all that ``changed`` nodes compute and of all that depends on it.
 
-    What the main graph gives out keeps its declaration: that is the model's signature.
+    What the main graph gives out keeps its declaration: that is the model's signature. The inputs of bodies keep their
+    rank, which ONNX Runtime has to know and inference does not find out.
     """
     given = {id(tensor) for tensor in model.graph.outputs}
     stale = [tensor for tensor in _downstream(model, changed) if id(tensor) not in given and tensor.shape is not None]
     if not stale:
         return
     known = {dim for tensor in _variables(model) for dim in tensor.shape or () if isinstance(dim, str)}
+    formal = {id(tensor) for graph in model.graphs() for tensor in graph.inputs}
     for tensor in stale:
-        tensor.shape = None
+        tensor.shape = [None] * len(tensor.shape) if id(tensor) in formal else None
     inferred = infer_shapes(model)
     for tensor in stale:
         shape = inferred.get(id(tensor))
@@ -50,7 +52,10 @@ def refresh_shapes(model: Model, changed: Sequence[gs.Node]) -> None:
 
 
 def _downstream(model: Model, nodes: Sequence[gs.Node]) -> list[gs.Variable]:
-    """Return every computed tensor that depends on an output of ``nodes``, those included, also across subgraphs."""
+    """Return every computed tensor that depends on an output of ``nodes``, those included, also across subgraphs.
+
+    The number of the iteration and the condition, which a Loop gives to its body, are scalars whatever happens.
+    """
     owners = {id(body): node for graph in model.graphs() for node in graph.nodes for body in bodies(node)}
     givers: dict[int, list[gs.Node]] = {}
     for graph in model.graphs():
@@ -60,7 +65,7 @@ def _downstream(model: Model, nodes: Sequence[gs.Node]) -> list[gs.Variable]:
     waiting, found = list(nodes), {}
     while waiting:
         node = waiting.pop()
-        formal = [tensor for body in bodies(node) for tensor in body.inputs]
+        formal = [tensor for body in bodies(node) for tensor in body.inputs[2 if node.op == "Loop" else 0 :]]
         for tensor in [*node.outputs, *formal]:
             if tensor.name and id(tensor) not in found:
                 found[id(tensor)] = tensor

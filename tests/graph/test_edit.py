@@ -13,6 +13,8 @@ from graphopt.graph import Edit
 from graphopt.model import Model, from_proto, to_proto
 from graphopt.model.order import sort_nodes
 from graphopt.result import Skip
+from graphopt.runtime.session import Session
+from graphopt.testing import random_feeds
 
 
 def model(text: str, opset: int = 17, ir_version: int = 10, **weights: np.ndarray) -> Model:
@@ -244,6 +246,23 @@ def test_shapes_that_cannot_be_inferred_anew_are_dropped() -> None:
     edit.forget_shapes(node(subject, "t"))
     edit.settle()
     assert shapes(subject) == {"b": ["N", 3, 8, 8], "w": [4, 3, 1, 1]}
+
+
+def test_inputs_of_a_loop_keep_their_ranks() -> None:
+    subject = model("""g (float[2,4] x) => (float[2,4] y) {
+        s = Relu(x) n = Constant<value = int64 {2}>()
+        y = Loop(n, , s) <body = b (int64 i, bool c, float[2,4] h) => (bool d, float[2,4] k)
+            { d = Identity(c) f = Cast<to = 1>(i) k = Add(h, f) }> }""")
+    before = to_proto(subject)
+    edit = Edit(subject)
+    edit.forget_shapes(node(subject, "s"))
+    edit.settle()
+    after = to_proto(subject)
+    body = after.graph.node[2].attribute[0].g
+    assert [len(each.type.tensor_type.shape.dim) for each in body.input] == [0, 0, 2]
+    assert all(each.type.tensor_type.HasField("shape") for each in body.input)
+    feeds = random_feeds(before, 0)
+    np.testing.assert_array_equal(Session(after).run(feeds)["y"], Session(before).run(feeds)["y"])
 
 
 def test_a_shape_set_to_none_is_dropped_without_more_ado() -> None:
