@@ -1,64 +1,55 @@
 """Copies parameters from one model into another: by name, by place in the graph, or by a given mapping."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
 
 from graphopt.errors import OptionError
-from graphopt.graph.constants import constant_values
-from graphopt.graph.edit import cast
+from graphopt.graph.layers import Layer, find_layers
+from graphopt.graph.parameters import Array, DefaultsView, Parameter, read, write, write_own
 from graphopt.graph.view import GraphView
+from graphopt.graph.weights import is_float, is_stored
 from graphopt.model import Model
 from graphopt.result import Rewritten, Skip, Skipped
 
 Method = Literal["name", "structure", "mapping"]
 
-OPERANDS: dict[str, tuple[int, ...]] = {
-    "Conv": (1, 2),
-    "ConvTranspose": (1, 2),
-    "Gemm": (1, 2),
-    "MatMul": (0, 1),
-    "BatchNormalization": (1, 2, 3, 4),
-    "InstanceNormalization": (1, 2),
-    "LayerNormalization": (1, 2),
-    "GroupNormalization": (1, 2),
-    "PRelu": (1,),
-    "Gather": (0,),
-    "LSTM": (1, 2, 3),
-    "GRU": (1, 2, 3),
-    "RNN": (1, 2, 3),
-    "Add": (0, 1),
-    "Mul": (0, 1),
-}
-"""The input slots in which a node reads parameters; those of Add and Mul count from rank 1 on."""
+_SAME, _SLICE, _OTHER = 6, 4, 3
+"""What it is worth to align two layers: of equal shape, one wider than the other, or neither."""
 
 
 @dataclass(frozen=True)
 class Transferred:
-    """What a transfer did: each parameter of the target is in one of the two."""
+    """What a transfer did: each parameter of the target is in one of the first two.
+
+    Attributes:
+        copied: Target parameters that got values, with where from.
+        skipped: Those that kept theirs, with the reason.
+        unused: Parameters of the source that went nowhere.
+    """
 
     copied: tuple[Rewritten, ...]
     skipped: tuple[Skipped, ...]
+    unused: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class _Parameter:
-    """A stored tensor that a node reads as a parameter."""
+@dataclass(frozen=True, eq=False)
+class _Use:
+    """A parameter with the layer that it belongs to."""
 
-    node: gs.Node
-    slot: int
-    values: NDArray[np.generic]
+    layer: Layer
+    parameter: Parameter
 
     @property
-    def name(self) -> str:
-        return str(self.node.inputs[self.slot].name)
+    def what(self) -> str:
+        """What it is, in words: two that are to match by name have this in common."""
+        kind = str(self.layer.kind[0])
+        return f"the {self.parameter.role} of a {'Gemm or MatMul' if kind == 'linear' else kind}"
 
 
 def transfer(
@@ -74,13 +65,18 @@ def transfer(
 
     Three ways to tell which parameter goes where:
 
-    - ``name``: the same name of the stored tensor;
-    - ``structure``: the same place, that is the same operator in the same position among all nodes with parameters, as
-      long as the two sequences agree; they are aligned at their longest common subsequence of operators and kernels;
+    - ``name``: the same name of the stored tensor, and the same part of the same kind of layer;
+    - ``structure``: the same place: the layers of both graphs, in the order of the data, are aligned so that as many as
+      possible are of one kind and shape (Needleman and Wunsch 1970);
     - ``mapping``: target names (or patterns with one ``*``) to source names.
 
-    Where the target is narrower along an axis it gets the first entries, if ``slices`` is on: that is what a narrower
-    network of the same family starts from. Where it is wider, nothing is copied.
+    It does not matter how an exporter has stored them: transposed, behind a Cast, in a Constant node, as the bias of a
+    Gemm or in an Add behind a MatMul. A quantized source gives what its levels stand for; a quantized target keeps its
+    own. Values are cast to the type of the target.
+
+    Layers that share a tensor in the target go on sharing it if the source has one for all of them; otherwise each gets
+    its own. Where the target is narrower along an axis it gets the first entries (of each gate), if ``slices`` is on:
+    that is what a narrower network of the same family starts from. Where it is wider, nothing is copied.
 
     Args:
         source: Where parameters come from.
@@ -91,28 +87,46 @@ def transfer(
         slices: Whether a narrower target gets a slice.
 
     Raises:
-        OptionError: The mapping is missing, or names what is not there.
+        OptionError: The mapping is missing, or it or ``only`` names what is not there.
     """
     result = target.copy()
-    view, origin = GraphView(result), GraphView(source)
-    theirs, ours = list(_parameters(origin)), list(_parameters(view))
-    if method == "mapping":
-        pairs = _by_mapping(theirs, ours, mapping)
+    view, origin = DefaultsView(result), DefaultsView(source)
+    theirs, ours = find_layers(origin), find_layers(view)
+    uses = _by_tensor(ours)
+    _require_known(only, [tensor[0].parameter.name for tensor in uses])
+    if method == "structure":
+        pairs = _by_structure(theirs, ours)
     else:
-        pairs = _by_name(theirs, ours) if method == "name" else _by_structure(origin, view)
-    copied, skipped = [], []
-    for parameter in ours:
-        try:
-            if only and not any(fnmatchcase(parameter.name, pattern) for pattern in only):
-                raise Skip("is not among those asked for")
-            found = pairs.get(id(parameter.node), {}).get(parameter.slot)
-            if found is None:
-                raise Skip(f"the source has nothing that matches by {method}")
-            copied.append(Rewritten(parameter.name, _copy(view, parameter, found, slices)))
-        except Skip as reason:
-            skipped.append(Skipped(parameter.name, str(reason)))
+        given = [use for tensor in uses for use in tensor], [use for tensor in _by_tensor(theirs) for use in tensor]
+        pairs = _by_name(given[1], given[0]) if method == "name" else _by_mapping(given[1], given[0], mapping)
+    copied, skipped, used = [], [], set()
+    for tensor in uses:
+        name = tensor[0].parameter.name
+        found = [
+            pairs.get(id(use.parameter), Skip(f"the source has nothing that matches by {method}")) for use in tensor
+        ]
+        roots = {id(each.parameter.chain[0]) if isinstance(each, _Use) else None for each in found}
+        shared = len(roots) == 1
+        for use, each in list(zip(tensor, found, strict=True))[: 1 if shared else None]:
+            try:
+                if only and not any(fnmatchcase(name, pattern) for pattern in only):
+                    raise Skip("is not among those asked for")
+                if isinstance(each, Skip):
+                    raise each
+                if method != "mapping":
+                    _require_alike(view, use.layer, origin, each.layer)
+                part, detail = _part(use, origin, each, slices, strict=method == "mapping")
+                (write if shared else write_own)(view, use.parameter, part)
+                where = "" if shared else f", for {view.site(use.parameter.node)!r} alone"
+                copied.append(Rewritten(name, detail + where))
+                used.add(id(each.parameter.chain[0]))
+            except Skip as reason:
+                where = "" if shared else f" (in {view.site(use.parameter.node)!r})"
+                skipped.append(Skipped(name, f"{reason}{where}"))
     view.edit.settle()
-    return result, Transferred(tuple(copied), tuple(skipped))
+    left = [tensor[0].parameter for tensor in _by_tensor(theirs) if is_stored(origin, tensor[0].parameter.chain[0])]
+    unused = tuple(parameter.name for parameter in left if id(parameter.chain[0]) not in used)
+    return result, Transferred(tuple(copied), tuple(skipped), unused)
 
 
 def read_mapping(path: str | Path) -> dict[str, str]:
@@ -134,52 +148,67 @@ def read_mapping(path: str | Path) -> dict[str, str]:
 
 # -- matching ----------------------------------------------------------------------------------------------------------
 
-_Pairs = dict[int, dict[int, _Parameter]]
+_Pairs = dict[int, "_Use | Skip"]
+"""What goes into a target's parameter, by its identity; or why nothing does."""
 
 
-def _parameters(view: GraphView) -> Iterator[_Parameter]:
-    """Yield each stored parameter once, at its first use."""
-    seen: set[int] = set()
-    for node in view.nodes(*OPERANDS):
-        for slot in OPERANDS[node.op]:
-            if slot >= len(node.inputs) or node.inputs[slot].is_empty() or id(node.inputs[slot]) in seen:
-                continue
-            values = constant_values(node.inputs[slot])
-            if values is None or (node.op in ("Add", "Mul") and (not values.ndim or values.size < 2)):
-                continue
-            seen.add(id(node.inputs[slot]))
-            yield _Parameter(node, slot, values)
+def _by_tensor(layers: Iterable[Layer]) -> list[list[_Use]]:
+    """Return the uses of each stored tensor."""
+    found: dict[int, list[_Use]] = {}
+    for layer in layers:
+        for parameter in layer.parameters:
+            found.setdefault(id(parameter.chain[0]), []).append(_Use(layer, parameter))
+    return list(found.values())
 
 
-def _pair(pairs: _Pairs, ours: _Parameter, theirs: _Parameter) -> None:
-    pairs.setdefault(id(ours.node), {})[ours.slot] = theirs
+def _require_known(only: tuple[str, ...], names: list[str]) -> None:
+    """Raise OptionError if a pattern matches nothing."""
+    for pattern in only:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise OptionError(f"the target has no parameter {pattern!r}")
 
 
-def _by_name(theirs: list[_Parameter], ours: list[_Parameter]) -> _Pairs:
-    """Match parameters of the same name."""
-    named = {parameter.name: parameter for parameter in theirs}
+def _named(uses: list[_Use]) -> dict[str, list[_Use]]:
+    """Return uses by each of their tensor's names, the stored one first."""
+    found: dict[str, list[_Use]] = {}
+    for depth in range(max((len(use.parameter.names) for use in uses), default=0)):
+        for use in uses:
+            for name in use.parameter.names[depth : depth + 1]:
+                found.setdefault(name, []).append(use)
+    return found
+
+
+def _by_name(theirs: list[_Use], ours: list[_Use]) -> _Pairs:
+    """Match parameters of the same name and part."""
+    named = _named(theirs)
     pairs: _Pairs = {}
-    for parameter in ours:
-        if parameter.name in named:
-            _pair(pairs, parameter, named[parameter.name])
+    for use in ours:
+        found = [each for name in use.parameter.names for each in named.get(name, ())]
+        alike = next((each for each in found if each.what == use.what), None)
+        if alike is not None:
+            pairs[id(use.parameter)] = alike
+        elif found:
+            pairs[id(use.parameter)] = Skip(
+                f"{found[0].parameter.name!r} is {found[0].what} in the source, here {use.what}"
+            )
     return pairs
 
 
-def _by_mapping(theirs: list[_Parameter], ours: list[_Parameter], mapping: Mapping[str, str] | None) -> _Pairs:
-    """Match by a mapping of target names or patterns.
+def _by_mapping(theirs: list[_Use], ours: list[_Use], mapping: Mapping[str, str] | None) -> _Pairs:
+    """Match by a mapping of target names or patterns; where several entries fit, the last one counts.
 
     Raises:
         OptionError: There is none, or an entry names what is not there.
     """
     if not mapping:
         raise OptionError("a mapping of target names to source names is needed")
-    named = {parameter.name: parameter for parameter in theirs}
+    named = _named(theirs)
     pairs: _Pairs = {}
     for key, value in mapping.items():
         head, star, tail = key.partition("*")
         hits = 0
-        for parameter in ours:
-            name = parameter.name
+        for use in ours:
+            name = use.parameter.name
             if star and len(name) >= len(head) + len(tail) and name.startswith(head) and name.endswith(tail):
                 wanted = value.replace("*", name[len(head) : len(name) - len(tail)], 1)
             elif not star and name == key:
@@ -187,82 +216,93 @@ def _by_mapping(theirs: list[_Parameter], ours: list[_Parameter], mapping: Mappi
             else:
                 continue
             hits += 1
-            if wanted in named:
-                _pair(pairs, parameter, named[wanted])
-            elif not star:
+            found = named.get(wanted, ())
+            if not found and not star:
                 raise OptionError(f"the source has no parameter {wanted!r}")
+            alike = next((each for each in found if each.what == use.what), next(iter(found), None))
+            pairs[id(use.parameter)] = alike or Skip(f"the source has no parameter {wanted!r}")
         if not hits:
             raise OptionError(f"the target has no parameter {key!r}")
     return pairs
 
 
-def _by_structure(source: GraphView, target: GraphView) -> _Pairs:
-    """Match nodes with parameters in order, aligned at the longest common subsequence of what they are."""
-    theirs, ours = (_grouped(view) for view in (source, target))
-    left, right = ([_kind(parts) for parts in side] for side in (theirs, ours))
-    lengths = np.zeros((len(left) + 1, len(right) + 1), np.int32)
-    for i in range(len(left) - 1, -1, -1):
-        for j in range(len(right) - 1, -1, -1):
-            same = left[i] == right[j]
-            lengths[i, j] = lengths[i + 1, j + 1] + 1 if same else max(lengths[i + 1, j], lengths[i, j + 1])
+def _by_structure(theirs: list[Layer], ours: list[Layer]) -> _Pairs:
+    """Match layers in order, aligned so that their likeness is largest in sum."""
+    worth = [[_likeness(left, right) for right in ours] for left in theirs]
+    best = [[0] * (len(ours) + 1) for _ in range(len(theirs) + 1)]
+    for i in range(len(theirs) - 1, -1, -1):
+        row, below, alike = best[i], best[i + 1], worth[i]
+        for j in range(len(ours) - 1, -1, -1):
+            best_without = max(below[j], row[j + 1])
+            row[j] = max(best_without, alike[j] + below[j + 1]) if alike[j] else best_without
     pairs: _Pairs = {}
     i = j = 0
-    while i < len(left) and j < len(right):
-        if left[i] == right[j]:
-            slots = {parameter.slot: parameter for parameter in theirs[i]}
-            for parameter in ours[j]:
-                if parameter.slot in slots:
-                    _pair(pairs, parameter, slots[parameter.slot])
+    while i < len(theirs) and j < len(ours):
+        if worth[i][j] and best[i][j] == worth[i][j] + best[i + 1][j + 1]:
+            roles = {parameter.role: parameter for parameter in theirs[i].parameters}
+            for parameter in ours[j].parameters:
+                if parameter.role in roles:
+                    pairs[id(parameter)] = _Use(theirs[i], roles[parameter.role])
             i, j = i + 1, j + 1
-        elif lengths[i + 1, j] >= lengths[i, j + 1]:
+        elif best[i][j] == best[i + 1][j]:
             i += 1
         else:
             j += 1
     return pairs
 
 
-def _grouped(view: GraphView) -> list[list[_Parameter]]:
-    """Return the parameters node by node."""
-    groups: dict[int, list[_Parameter]] = {}
-    for parameter in _parameters(view):
-        groups.setdefault(id(parameter.node), []).append(parameter)
-    return list(groups.values())
-
-
-def _kind(parameters: list[_Parameter]) -> tuple[Any, ...]:
-    """Return what two nodes must have in common to be the same place: operator, kernel, rank, depthwise or not."""
-    node, first = parameters[0].node, parameters[0].values
-    depthwise = node.op == "Conv" and int(node.attrs.get("group", 1)) > 1
-    return node.op, parameters[0].slot, first.ndim, first.shape[2:], depthwise, node.attrs.get("transB", 0)
+def _likeness(theirs: Layer, ours: Layer) -> int:
+    """Return what it is worth to align two layers, 0 if they are of different kinds."""
+    if theirs.kind != ours.kind:
+        return 0
+    left, right = theirs.parameters[0].shape, ours.parameters[0].shape
+    if left == right:
+        return _SAME
+    return _SLICE if all(has >= wanted for has, wanted in zip(left, right, strict=False)) else _OTHER
 
 
 # -- copying -----------------------------------------------------------------------------------------------------------
 
 
-def _copy(view: GraphView, parameter: _Parameter, found: _Parameter, slices: bool) -> str:
-    """Copy one parameter, sliced if the target is narrower; say what was taken.
+def _part(use: _Use, origin: GraphView, found: _Use, slices: bool, strict: bool) -> tuple[Array, str]:
+    """Return what one parameter gets, a slice if the target is narrower, and what to say of it.
 
     Raises:
-        Skip: Type or shape do not allow it.
+        Skip: Type, shape or values do not allow it.
     """
-    tensor, values, wanted = parameter.node.inputs[parameter.slot], found.values, parameter.values.shape
-    if view.is_input(tensor):
-        raise Skip("can be overridden by the caller")
-    if (values.dtype.kind == "f") != (parameter.values.dtype.kind == "f"):
-        raise Skip(f"{found.name!r} holds {values.dtype} values, not {parameter.values.dtype}")
-    if values.ndim != len(wanted):
-        raise Skip(f"{found.name!r} has shape {list(values.shape)}, not {list(wanted)}")
-    wider = [axis for axis, (size, has) in enumerate(zip(wanted, values.shape, strict=True)) if size > has]
-    if wider or (values.shape != wanted and not slices):
-        raise Skip(f"{found.name!r} has shape {list(values.shape)}, not {list(wanted)}")
-    if values.ndim > 2 and values.shape[2:] != wanted[2:]:
-        raise Skip(f"{found.name!r} has a kernel of {list(values.shape[2:])}, not {list(wanted[2:])}")
+    ours, theirs = use.parameter, found.parameter
+    has, wanted = theirs.shape, ours.shape
+    differ = f"{theirs.name!r} has shape {list(has)}, not {list(wanted)}"
+    values = read(origin, theirs)
+    if not is_float(values.dtype):
+        raise Skip(f"{theirs.name!r} holds {values.dtype} values")
+    if len(has) != len(wanted) or any(size > room for size, room in zip(wanted, has, strict=True)):
+        raise Skip(differ)
+    narrower = [axis for axis, size in enumerate(wanted) if size < has[axis]]
+    if narrower and len(wanted) > 2 and has[2:] != wanted[2:] and use.layer.kind[0] in ("Conv", "ConvTranspose"):
+        raise Skip(f"{theirs.name!r} has a kernel of {list(has[2:])}, not {list(wanted[2:])}")
+    if narrower and (not slices or (strict and use.what != found.what)):
+        raise Skip(differ)
+    if not set(narrower) <= set(ours.free):
+        raise Skip(f"{differ}, and cannot be sliced" + (" in groups" if "Conv" in str(use.layer.kind[0]) else ""))
     part = values[tuple(slice(size) for size in wanted)]
-    if isinstance(tensor, gs.Constant):
-        tensor._values = cast(part, parameter.values.dtype, parameter.name)
-    else:
-        for node in list(view.readers(tensor)):
-            for slot in [index for index, read in enumerate(node.inputs) if read is tensor]:
-                view.edit.set_values(node, slot, part, dtype=parameter.values.dtype)
-    taken = "" if values.shape == wanted else f", {list(wanted)} of {list(values.shape)}"
-    return f"from {found.name!r}{taken}"
+    if not np.isfinite(part.astype(np.float64)).all():
+        raise Skip(f"{theirs.name!r} holds NaN or Inf")
+    taken = f", {list(wanted)} of {list(has)}" if narrower else ""
+    return part, f"from {theirs.name!r}{taken}" + (", transposed" if ours.turned != theirs.turned else "")
+
+
+def _require_alike(view: GraphView, ours: Layer, origin: GraphView, theirs: Layer) -> None:
+    """Raise Skip if only one of two layers is followed by a BatchNormalization: weights are of no use without it."""
+    here, there = _normalization(view, ours), _normalization(origin, theirs)
+    if there and not here:
+        raise Skip(f"only in the source BatchNormalization {there!r} follows: fold-batchnorm the source first")
+    if here and not there:
+        raise Skip(f"only in the target BatchNormalization {here!r} follows: fold-batchnorm the target first")
+
+
+def _normalization(view: GraphView, layer: Layer) -> str | None:
+    """Return the site of the BatchNormalization that alone reads a layer's output."""
+    readers: list[Any] = view.readers(layer.node.outputs[0])
+    known = len(readers) == 1 and readers[0].op == "BatchNormalization"
+    return view.site(readers[0]) if known else None

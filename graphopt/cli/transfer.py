@@ -19,9 +19,7 @@ from graphopt.transfer import transfer as copy_parameters
     "--by",
     "method",
     type=click.Choice(["name", "structure", "mapping"]),
-    default="name",
-    show_default=True,
-    help="How parameters are matched: name of the stored tensor, place in the graph, or --mapping.",
+    help="How parameters are matched: name of the stored tensor (the default), place in the graph, or --mapping.",
 )
 @click.option(
     "--mapping", metavar="FILE.json", help="An object of MODEL's names to SOURCE's; one * stands for the same."
@@ -33,7 +31,7 @@ def transfer(
     source: str,
     model: str,
     target: str,
-    method: Method,
+    method: Method | None,
     mapping: str | None,
     only: tuple[str, ...],
     no_slices: bool,
@@ -41,7 +39,9 @@ def transfer(
 ) -> int:
     """Copy parameters of SOURCE into MODEL and write the result to TARGET; status 1 if nothing could be copied."""
     given = None if mapping is None else read_mapping(mapping)
-    chosen: Method = "mapping" if given is not None else method
+    if given is not None and method not in (None, "mapping"):
+        raise OptionError(f"--mapping does not go with --by {method}")
+    chosen: Method = "mapping" if given is not None else method or "name"
     result, told = copy_parameters(
         load(source), load(model), method=chosen, mapping=given, only=only, slices=not no_slices
     )
@@ -49,9 +49,16 @@ def transfer(
         click.echo(f"copied   {copied.site}: {copied.detail}")
     for skipped in told.skipped:
         click.echo(f"not      {skipped.site}: {skipped.reason}")
-    click.echo(f"{len(told.copied)} parameters copied, {len(told.skipped)} not")
+    for name in told.unused:
+        click.echo(f"unused   {name} of the source")
+    counts = f"{len(told.copied)} parameters copied, {len(told.skipped)} not"
+    click.echo(f"{counts}; {len(told.unused)} of the source were not used")
     if report is not None:
-        figures = {"copied": [vars(each) for each in told.copied], "skipped": [vars(each) for each in told.skipped]}
+        figures = {
+            "copied": [vars(each) for each in told.copied],
+            "skipped": [vars(each) for each in told.skipped],
+            "unused": told.unused,
+        }
         try:
             Path(report).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         except OSError as error:

@@ -49,6 +49,11 @@ def evaluate(view: GraphView, tensor: gs.Tensor, depth: int = 0) -> Values | Non
     return None if values is None or values.size > _LARGEST else values
 
 
+def move(node: gs.Node, inputs: Sequence[Values]) -> Values | None:
+    """Return what a node that moves, casts or fills gives for these inputs; None for any other operator."""
+    return _RULES[node.op](node, inputs) if is_op(node, *_RULES) else None
+
+
 def require_values(view: GraphView, *tensors: gs.Tensor) -> list[NDArray[np.float64]]:
     """Return the values of constant or computed constant tensors as float64 arrays.
 
