@@ -106,11 +106,12 @@ class ZeroChannels(Pass):
             return told.result()
         wanted = plan.chosen(counts)
         goes = cost.gone([group.index for some in wanted for group in some])
+        dear = dict(channels.dear)
         chosen = [[group for group in some if goes[group.index]] for some in wanted]
         fresh = [[group for group in some if not group.removable] for some in chosen]
         zero(channels, [group for some in fresh for group in some], view.edit)
         for ranking, asked, some, new in zip(rankings, wanted, chosen, fresh, strict=True):
-            told.pool(ranking, len(asked), len(some), len(new))
+            told.pool(ranking, len(some), len(new), next((dear[g.index] for g in asked if dear.get(g.index)), ""))
         return told.result(cost, [group.index for some in chosen for group in some])
 
     # -- choosing ------------------------------------------------------------------------------------------------------
@@ -220,7 +221,7 @@ class _Story:
         self.rewritten: dict[str, list[str]] = {}
         self.missing = ""
 
-    def pool(self, ranking: Ranking, asked: int, count: int, new: int) -> None:
+    def pool(self, ranking: Ranking, count: int, new: int, dear: str) -> None:
         """Tell what became of a pool."""
         site, of = ranking.pool.site, len(ranking.order)
         stay = "".join(f"; {n} more cannot go: {why}" for why, n in ranking.pool.blocked.items())
@@ -228,9 +229,8 @@ class _Story:
             self.rewritten.setdefault(site, []).append(f"{count} of {of} channels zeroed{stay}")
         elif count:
             self.skipped.append((site, f"the {count} of {of} channels to zero are nought already{stay}"))
-        elif asked:
-            why = "to pick the others behind the normalization costs more than it saves"
-            self.skipped.append((site, f"none of {of} channels is zeroed: {why}{stay}"))
+        elif dear:
+            self.skipped.append((site, f"none of {of} channels is zeroed: {dear}{stay}"))
         else:
             self.skipped.append((site, f"none of {of} channels is to be zeroed{stay}"))
 

@@ -1,7 +1,7 @@
 """The channel analysis: four walks over the program, then which coupled groups can go."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -13,7 +13,7 @@ from graphopt.graph.channels.labels import Label, Labels, components, describe
 from graphopt.graph.channels.picking import WORTH
 from graphopt.graph.channels.storage import Storage
 from graphopt.graph.channels.table import transfer_of
-from graphopt.graph.view import GraphView
+from graphopt.graph.view import GraphView, is_op
 
 _SHAPED = ("Expand", "Reshape", "Slice", "CastLike", "Tile")
 
@@ -23,7 +23,8 @@ class Channels:
     """The finished analysis of one model.
 
     ``root`` maps a label to its coupled group, which is named by its smallest label. ``family`` maps a label to its
-    family: the groups of layers that are fed index by index alike, which have a site in common.
+    family: the groups of layers that are fed index by index alike, which have a site in common. ``dear`` says of what
+    ``worth`` was last asked about why it stays ("" where nothing could be gained).
     """
 
     facts: Facts
@@ -33,6 +34,7 @@ class Channels:
     live: Mask
     present: Mask
     blocked: dict[int, str]
+    dear: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def analyze(cls, view: GraphView) -> "Channels":
@@ -122,16 +124,22 @@ class Channels:
         return self.worth(gone)
 
     def worth(self, gone: Mask) -> Mask:
-        """Return what is to go without what would take a pick that costs more than it saves."""
+        """Return what is to go without what costs more than it saves: picks, and copies of weights that are shared."""
+        self.dear = {}
         for pick in self.labels.picks:
             groups = np.unique(self.root[pick.label[gone[pick.label]]]).tolist()
             stored = [group for group in groups if self.storage.is_stored(group)]
-            saved = self.storage.saved(stored, gone) if stored else 0
+            self.dear |= dict.fromkeys(set(groups) - set(stored), "")
             kept = int((~gone & self.live[self.root])[pick.label].sum())
-            dear = groups if saved < WORTH * kept else [group for group in groups if group not in stored]
-            if dear:
-                gone = gone & ~np.isin(self.root, dear)
-        return gone
+            if stored and self.storage.saved(stored, gone) < WORTH * kept:
+                why = f"picking the others behind {describe(pick.node)} would cost more than it saves"
+                self.dear |= dict.fromkeys(stored, why)
+        gone = gone & ~np.isin(self.root, list(self.dear)) if self.dear else gone
+        for groups in self.storage.shared(gone):
+            if (saved := self.storage.saved(groups, gone)) < 0:
+                why = f"layers share its weights, and copies without it would add {-saved} elements"
+                self.dear |= dict.fromkeys(groups, why)
+        return gone & ~np.isin(self.root, list(self.dear)) if self.dear else gone
 
     @cached_property
     def storage(self) -> Storage:
@@ -177,10 +185,14 @@ class Channels:
         reader = np.full(len(self.root), -1)
         fillers = self._fillers()
         view = self.facts.view
+        picked = {id(place.node.inputs[place.slot]) for place in self.labels.picks if place.slot is not None}
+        gathered = [node.inputs[0] for node in self.facts.program if is_op(node, "Gather")]
+        picked |= {id(tensor) for tensor in gathered if len(view.readers(tensor)) == 1 and not view.is_output(tensor)}
         tensors = [
             tensor
             for key, tensor in self.labels.tensors.items()
             if key not in fillers
+            and key not in picked
             and (view.is_output(tensor) or any(node.op != "Shape" for node in view.readers(tensor)))
         ]
         for index, tensor in enumerate(tensors):
@@ -196,33 +208,21 @@ class Channels:
                 witness[fresh[witness[fresh] < 0]] = index
                 reader[roots[needed & constant]] = index
         idle &= self.present & ~gone & (np.arange(len(self.root)) == self.root)
-        dear = self._dear(gone)
-        idle[[group for group, reason in dear.items() if not reason]] = False
+        idle[[group for group, reason in self.dear.items() if not reason]] = False
         counts: dict[tuple[str, str], int] = {}
         for group in [int(index) for index in np.flatnonzero(idle)]:
             site = self.sites[int(self.family[group])]
             reason = (
                 vetoes.get(site)
                 or self.blocked.get(group)
-                or (max(witness[group], reader[group]) < 0 and dear.get(group))
-                or self._why(tensors, int(witness[group]), int(reader[group]))
+                or self.dear.get(group)
+                or self._why(site, tensors, int(witness[group]), int(reader[group]))
             )
             counts[site, reason] = counts.get((site, reason), 0) + 1
         return [
             (site, f"{count} idle channel{'s stay' if count > 1 else ' stays'}: {reason}")
             for (site, reason), count in counts.items()
         ]
-
-    def _dear(self, gone: Mask) -> dict[int, str]:
-        """Return why groups stay that a pick could leave behind; "" for those that no weight would go with."""
-        found: dict[int, str] = {}
-        for pick in self.labels.picks:
-            for group in np.unique(self.root[pick.label]).tolist():
-                if not self.storage.is_stored(group):
-                    found[group] = ""
-                elif not gone[pick.label].any():
-                    found[group] = f"picking the others behind {describe(pick.node)} would cost more than it saves"
-        return found
 
     def _fillers(self) -> set[int]:
         """Return the tensors that no input of the model has a say in, such as starting states."""
@@ -238,8 +238,10 @@ class Channels:
                 found |= {id(out) for out in node.outputs}
         return found
 
-    def _why(self, tensors: list[gs.Tensor], witness: int, reader: int) -> str:
+    def _why(self, site: str, tensors: list[gs.Tensor], witness: int, reader: int) -> str:
         """Say why a group that is nowhere blocked is still needed."""
+        if witness >= 0 and tensors[witness].name == site:
+            return f"coupled with another channel of {site!r}, which is needed and not constant"
         if witness >= 0:
             return f"coupled with {tensors[witness].name!r}, which is needed and not constant there"
         if reader >= 0:

@@ -53,6 +53,8 @@ class Pick:
         if slot is None and _is_picked(source, axis, cut.facts):
             cut.leave_whole(source)
             return
+        if slot is not None and (through := _through(source, keep, axis, cut.facts)) is not None:
+            source, keep = through
 
         def put(edit: "Edit") -> None:
             picked = edit.variable(f"{source.name}_picked", like=source)
@@ -68,6 +70,9 @@ class Pick:
 
 def is_normalized(tensor: gs.Tensor, axis: int, facts: "Facts") -> bool:
     """Whether a tensor is a quotient by a mean over an axis (counted from the end): a normalization written out."""
+    node = facts.view.producer(tensor)
+    if node is not None and picks_along(node, axis + (facts.rank(tensor) or 0), facts):
+        tensor = node.inputs[0]
     size, node = facts.dim(tensor, axis), _behind(tensor, _PASSING, facts)
     if size is None or node is None or not is_op(node, "Div", "Mul"):
         return False
@@ -104,6 +109,19 @@ def picks_along(node: gs.Node, axis: int, facts: "Facts") -> bool:
     if not is_op(node, "Gather") or not facts.is_constant(node.inputs[1]) or facts.rank(node.inputs[1]) != 1:
         return False
     return int(node.attrs.get("axis", 0)) % (facts.rank(node.inputs[0]) or 1) == axis
+
+
+def _through(tensor: gs.Tensor, keep: "Mask", axis: int, facts: "Facts") -> "tuple[gs.Tensor, Mask] | None":
+    """Return what a Gather before picks from, in order, and what stays of that; None if there is no such Gather."""
+    node = facts.view.producer(tensor)
+    if node is None or not picks_along(node, axis, facts):
+        return None
+    places, size = facts.array(node.inputs[1]), facts.dim(node.inputs[0], axis)
+    if places is None or size is None or not (np.diff(places, prepend=-1) > 0).all():
+        return None
+    whole = np.zeros(size, dtype=bool)
+    whole[places[keep].astype(np.int64)] = True
+    return node.inputs[0], whole
 
 
 def _add(

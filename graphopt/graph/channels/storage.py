@@ -89,6 +89,19 @@ class Storage:
         stored = [self._stored[constant] for constant in touched]
         return round(sum(each.after(without) - each.after(gone) for each in stored))
 
+    def shared(self, gone: Mask) -> list[list[int]]:
+        """Return the groups that go with weights which several slots read, those of one weight together."""
+        sets: list[set[int]] = []
+        chosen = np.unique(self._root[gone]).tolist()
+        for constant, stored in self._stored.items():
+            if len(stored.terms) + stored.whole < 2 or stored.plain:
+                continue
+            found = {group for group in chosen if constant in self._touched.get(group, ())}
+            if found:
+                apart = [other for other in sets if not other & found]
+                sets = [*apart, found.union(*(other for other in sets if other & found))]
+        return [sorted(each) for each in sets]
+
     def is_stored(self, group: int) -> bool:
         """Whether any stored element goes with a group."""
         return group in self._touched
