@@ -87,14 +87,15 @@ def quantize(tool: str, source: str, target: str, npz: str, samples: int) -> Non
     from graphopt import create
 
     data = load_data(npz, load(source))
-    fold = create("fold-batchnorm")
+    last = create("quantize-weights", representation="mul")
+    if tool == "graphopt":
+        last = create("quantize-activations", samples=samples)
+    passes = [create("fold-batchnorm"), last]
     before, start = peak_bytes(), time.perf_counter()
     if tool == "onnxruntime":
         quantize_with_onnxruntime(source, target, data, samples)
-    elif tool == "graphopt":
-        quantize_with_graphopt(source, target, data, samples, [fold, create("quantize-activations", samples=samples)])
     else:
-        quantize_with_graphopt(source, target, data, samples, [fold, create("quantize-weights", representation="mul")])
+        quantize_with_graphopt(source, target, data, samples, passes)
     print(json.dumps({"seconds": time.perf_counter() - start, "bytes": peak_bytes() - before}))
 
 

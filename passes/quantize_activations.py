@@ -9,16 +9,19 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt import GraphView, Lossy, Pass, PassResult, Rewritten, Skip, Skipped, option
+from graphopt.graph.biases import Bias, find_bias, with_room_for
 from graphopt.graph.dequantize import PER_AXIS_OPSET, PREFERRED_OPSET, Writer, is_dequantized
 from graphopt.graph.qdq import Placement, insert, parameters, place
 from graphopt.graph.view import is_op
 from graphopt.graph.weights import Weight, find_weights, require_weight
+from graphopt.model import Model
 from graphopt.numerics.histogram import Observer
-from graphopt.numerics.quantization import TYPES, Affine, Grouping, Quantized, quantize, with_scales
+from graphopt.numerics.quantization import TYPES, Affine, Grouping, quantize
 from graphopt.runtime.capture import watch
 from graphopt.runtime.feeds import Data, generate
 from graphopt.runtime.sensitivity import bearable, rank, worst_sqnr
 from graphopt.runtime.session import Session
+from graphopt.runtime.shifts import FEWEST, mean_shifts
 
 _Parameters = tuple[NDArray[Any], NDArray[Any]]
 _EIGHT_BITS = Affine(TYPES["int8"])
@@ -61,7 +64,9 @@ class QuantizeActivations(Pass):
     Each chosen tensor gets QuantizeLinear and DequantizeLinear with a scale measured on the calibration data; weights
     are int8 with a scale per output channel, biases int32 at the product of both scales. Placement follows what
     runtimes fuse: inputs of layers, outputs of convolutions behind their Relu or Clip, residual additions, averages,
-    and one scale through whatever only moves values.
+    and one scale through whatever only moves values. Biases are corrected: the means of a layer's outputs, channel by
+    channel, are those of the float model, on up to 64 samples (Nagel et al. 2019, arXiv 1906.04721, appendix D); with
+    fewer than 16 samples or generated ones they are left as they are.
 
     Main graph only. Refused: a layer whose weight is refused by quantize-weights, lies behind another operator, or is
     half precision; a model below opset 13. BatchNormalization should be folded first. Without data the ranges come from
@@ -82,6 +87,7 @@ class QuantizeActivations(Pass):
     )
     percentile: float = option(99.99, "Share of values that --range percentile covers.", minimum=50, maximum=100)
     samples: int = option(512, "Calibrate on at most this many samples.", minimum=1)
+    bias_correction: bool = option(True, "Put back into biases what quantization takes from mean outputs on the data.")
     min_sqnr: float | None = option(
         None, "Keep the most sensitive layers float until every output has this SQNR (dB).", minimum=0
     )
@@ -106,7 +112,12 @@ class QuantizeActivations(Pass):
             notes = self._rank(view, layers, observers, data)
             skipped |= {site: note for site, (chosen, note) in notes.items() if not chosen}
             layers = [layer for layer in layers if view.site(layer.node) not in skipped]
-            rewritten = self._apply(view, layers, observers)
+            before = view.model.copy()
+            rewritten, biases = self._apply(view, layers, observers)
+            if self.bias_correction and not data.generated and data.size >= FEWEST:
+                self._correct(view, biases, before, data)
+            for bias in biases:
+                bias.write(view)
             warning = "; generated inputs: do not trust its accuracy" if data.generated else ""
             for site in rewritten:
                 rewritten[site] += (f"; {notes[site][1]}" if site in notes else "") + warning
@@ -167,7 +178,8 @@ class QuantizeActivations(Pass):
         def measure(sites: Sequence[str]) -> float:
             trial = GraphView(view.model.copy(), view.vetoes)
             chosen = [layer for layer in self._layers(trial)[0] if trial.site(layer.node) in sites]
-            self._apply(trial, chosen, observers)
+            for bias in self._apply(trial, chosen, observers)[1]:
+                bias.write(trial)
             trial.edit.settle()
             return worst_sqnr(trial.model, feeds, expected)
 
@@ -186,13 +198,25 @@ class QuantizeActivations(Pass):
             for site, alone in ranking.items()
         }
 
-    def _apply(self, view: GraphView, layers: list[_Layer], observers: Mapping[str, Observer]) -> dict[str, str]:
-        """Quantize these layers and what lies between them; return the details by site."""
+    def _apply(
+        self, view: GraphView, layers: list[_Layer], observers: Mapping[str, Observer]
+    ) -> tuple[dict[str, str], list[Bias]]:
+        """Quantize these layers and what lies between them; return the details by site, and biases to be written."""
         placement = place(view, [layer.node for layer in layers])
         ranges = self._ranges(placement, observers)
-        details = {view.site(layer.node): self._quantize_layer(view, layer, ranges) for layer in layers}
+        details, biases = dict[str, str](), list[Bias]()
+        for layer in layers:
+            details[view.site(layer.node)], bias = self._quantize_layer(view, layer, ranges)
+            biases += [] if bias is None else [bias]
         self._insert(view, placement, ranges)
-        return details
+        return details, biases
+
+    def _correct(self, view: GraphView, biases: list[Bias], before: Model, data: Data) -> None:
+        """Give each bias the shift that makes the means of its layer's outputs those of the float model."""
+        view.edit.settle()
+        shifts = mean_shifts(before, view.model, {str(b.output.name): (b.axis, b.rank) for b in biases}, data)
+        for bias in biases:
+            bias.shift = shifts.get(str(bias.output.name))
 
     def _ranges(self, placement: Placement, observers: Mapping[str, Observer]) -> dict[int, _Parameters]:
         """Return scale and zero point of each tensor to quantize, by its id."""
@@ -206,27 +230,31 @@ class QuantizeActivations(Pass):
             ranges |= {id(tensor): found for tensor in group}
         return ranges
 
-    def _quantize_layer(self, view: GraphView, layer: _Layer, ranges: Mapping[int, _Parameters]) -> str:
-        """Quantize weight and bias of one layer; a weight that layers share is written once."""
+    def _quantize_layer(
+        self, view: GraphView, layer: _Layer, ranges: Mapping[int, _Parameters]
+    ) -> tuple[str, Bias | None]:
+        """Quantize the weight of one layer; return the detail for the report, and its bias."""
         node, weight = layer.node, layer.weight
         source, home, values, axis = weight.source, weight.home, layer.values, weight.channel_axis
+        channels = values.shape[axis] if axis is not None else 0
+        bias = find_bias(view, node, channels)
         if layer.order is not None:
             source, home = view.edit.constant(str(source.name), values.transpose(layer.order)), view.model.graph
             view.edit.set_input(node, 1, source)
             values, axis = values.transpose(layer.order), None if axis is None else layer.order.index(axis)
         quantized = quantize(values, _EIGHT_BITS, Grouping(axis))
         input_scale = float(ranges[id(node.inputs[0])][0])
-        bias = _bias(view, node, quantized.scale.size) if _TARGETS[self.target].bias and axis is not None else None
-        if bias is not None and len(weight.uses) == 1:
-            quantized = _with_room_for(values, quantized, bias, input_scale)
+        integer_bias = bias is not None and bias.fits and _TARGETS[self.target].bias
+        if bias is not None and integer_bias and len(weight.uses) == 1:
+            quantized = with_room_for(values, quantized, bias.values, input_scale)
+        if bias is not None and integer_bias:
+            bias.scale = quantized.scale.astype(np.float64) * input_scale
         if not is_op(node, "Conv"):  # ONNX Runtime 1.32 has integer kernels only for a zero point that is there
             quantized = replace(quantized, zero_point=np.zeros(quantized.scale.shape, np.int8))
         if node.inputs[1] is source:
             Writer(view, source, home, values.dtype).write(quantized, "dq")
-        if bias is not None:
-            _write_bias(view, node, bias, quantized.scale.astype(np.float64) * input_scale)
         done = f"{source.name!r} to int8 {quantized.grouping}, {quantized.sqnr_db:.1f} dB"
-        return f"{done}; input scale {input_scale:.3g}"
+        return f"{done}; input scale {input_scale:.3g}", bias
 
     def _insert(self, view: GraphView, placement: Placement, ranges: Mapping[int, _Parameters]) -> None:
         """Put the Q and DQ nodes in; a group shares its constants."""
@@ -246,44 +274,3 @@ def _transposed(view: GraphView, weight: Weight) -> tuple[int, ...] | None:
         return None
     order = node.attrs.get("perm", list(range(len(weight.source.shape or ())))[::-1])
     return tuple(order) if isinstance(order, list) and isinstance(weight.source, gs.Constant) else None
-
-
-def _bias(view: GraphView, node: gs.Node, channels: int) -> NDArray[np.float64] | None:
-    """Return a bias that can be int32: constant, finite, one value per channel, added as it is."""
-    if len(node.inputs) < 3 or node.inputs[2].is_empty() or node.attrs.get("beta", 1.0) != 1.0:
-        return None
-    values = view.array(node.inputs[2])
-    if values is None or values.shape != (channels,) or not np.isfinite(values).all():
-        return None
-    return values.astype(np.float64) if node.attrs.get("alpha", 1.0) == 1.0 else None
-
-
-def _with_room_for(
-    values: NDArray[Any], quantized: Quantized, bias: NDArray[np.float64], input_scale: float
-) -> Quantized:
-    """Widen the scales of channels whose bias would overflow int32, and of empty ones, whose scale is free."""
-    scale = quantized.scale.astype(np.float64)
-    least = np.abs(bias) / (input_scale * 2.0**30)
-    empty = _peak_levels(quantized) == 0
-    usual = float(np.median(scale[~empty])) if (~empty).any() else 1.0
-    wider = np.maximum(np.where(empty, usual, scale), least).astype(np.float32)
-    return quantized if (wider == quantized.scale).all() else with_scales(values, quantized, wider)
-
-
-def _peak_levels(quantized: Quantized) -> NDArray[np.float64]:
-    """Return the largest level of each channel."""
-    axis = quantized.grouping.axis or 0
-    others = tuple(other for other in range(quantized.levels.ndim) if other != axis)
-    peak: NDArray[np.float64] = np.abs(quantized.levels.astype(np.float64)).max(axis=others)
-    return peak
-
-
-def _write_bias(view: GraphView, node: gs.Node, bias: NDArray[np.float64], scale: NDArray[np.float64]) -> None:
-    """Make a layer read its bias as int32 with DequantizeLinear."""
-    name = str(node.inputs[2].name)
-    stored = scale.astype(np.float32)
-    levels = np.clip(np.rint(bias / stored.astype(np.float64)), -(2**31) + 1, 2**31 - 1).astype(np.int32)
-    inputs = [view.edit.constant(f"{name}_q", levels), view.edit.constant(f"{name}_s", stored)]
-    real = view.edit.variable(f"{name}_dq")
-    view.edit.add_node(node, "DequantizeLinear", inputs, [real], {"axis": 0}).name = ""
-    view.edit.set_input(node, 2, real)

@@ -11,7 +11,7 @@ from graphopt.model import Model
 from graphopt.runtime.data import ArrayData, Data, Feeds
 from graphopt.runtime.taps import Taps
 
-_BYTES_AT_ONCE = 1 << 20
+_BYTES_AT_ONCE = 1 << 19
 
 
 class Watcher(Protocol):
@@ -26,7 +26,7 @@ def watch(model: Model, watchers: Mapping[str, Watcher], data: Data, limit: int,
     """Run ``model`` on up to ``limit`` samples and show each watcher the tensor of its name.
 
     The tensors of one run are in memory together, and gone before the next. Where the number of samples in a run is
-    free, it is chosen so that they take some 1 MB: more is no faster.
+    free, it is chosen so that they take some 0.5 MB: more is no faster.
     """
     for tensors in runs(model, watchers, data, limit, threads):
         for name, values in tensors.items():

@@ -56,10 +56,13 @@ def cut(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
                 read.add(name)
                 waiting.append(name)
     result = onnx.ModelProto()
-    result.CopyFrom(proto)
+    for field, value in proto.ListFields():
+        if field.name != "graph":
+            result.MergeFrom(onnx.ModelProto(**{field.name: value}))
     rest = result.graph
-    for field in ("node", "initializer", "output", "value_info", "input"):
-        rest.ClearField(field)
+    for field, value in graph.ListFields():
+        if field.name not in ("node", "initializer", "output", "value_info", "input"):
+            rest.MergeFrom(onnx.GraphProto(**{field.name: value}))
     rest.node.extend(node for index, node in enumerate(graph.node) if index in needed)
     rest.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
     rest.input.extend(info for info in graph.input if info.name in read)

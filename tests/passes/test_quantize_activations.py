@@ -70,7 +70,7 @@ def constants(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
 
 def test_placement_and_values() -> None:
     before, x = residual_net(), draw(24, 3, 12, 12, seed=9)
-    after, result = calibrated(before, x)
+    after, result = calibrated(before, x, bias_correction=False)
     assert [done.site for done in result.rewritten] == ["a", "c", "y"]
     assert result.skipped == ()
     quantized = {node.input[0] for node in after.graph.node if node.op_type == "QuantizeLinear"}
@@ -88,6 +88,43 @@ def test_placement_and_values() -> None:
     np.testing.assert_allclose(stored["b1_s"], product, rtol=1e-6)
     np.testing.assert_array_equal(stored["b1_q"], np.rint(constants(before)["b1"] / stored["b1_s"].astype(np.float64)))
     assert stored["b1_q"].dtype == np.int32
+
+
+def inner(proto: onnx.ModelProto, x: NDArray[Any], *names: str) -> dict[str, NDArray[Any]]:
+    return Session(proto, extra_outputs=names).run({"x": x})
+
+
+@pytest.mark.parametrize("target", ["cpu", "openvino", "tensorrt", "generic"])
+@pytest.mark.parametrize("opset", [13, 19])
+def test_bias_correction_restores_the_mean_of_every_layer(target: str, opset: int) -> None:
+    before, x = residual_net(), draw(64, 3, 12, 12, seed=9)
+    before.opset_import[0].version = opset
+    plain, _ = calibrated(before, x, target=target, bias_correction=False)
+    right, _ = calibrated(before, x, target=target)
+    for name, axes in {"a": (0, 2, 3), "c": (0, 2, 3), "y": (0,)}.items():
+        wanted = inner(before, x, name)[name].mean(axis=axes, dtype=np.float64)
+        shifts = [np.abs(inner(each, x, name)[name].mean(axis=axes) - wanted).max() for each in (plain, right)]
+        assert shifts[1] < shifts[0] / 2, (name, shifts)  # what is left is half a step of the int32 bias
+
+
+def test_bias_correction_behind_a_matmul() -> None:
+    text = """g (float[N,8] x) => (float[N,4] y) {
+        h = MatMul(x, w)
+        a = Add(b, h)
+        r = Relu(a)
+        y = MatMul(r, v) }"""
+    before = model(text, w=draw(8, 6), b=draw(6, seed=1), v=draw(6, 4, seed=2))
+    x = draw(40, 8, seed=3) + 1
+    wanted = inner(before, x, "a")["a"].mean(axis=0, dtype=np.float64)
+    plain, right = (calibrated(before, x, bias_correction=choice)[0] for choice in (False, True))
+    lost = [np.abs(inner(each, x, "a")["a"].mean(axis=0) - wanted).max() for each in (plain, right)]
+    assert lost[1] < lost[0] / 4, lost
+
+
+def test_few_samples_correct_no_bias() -> None:
+    before, x = residual_net(), draw(15, 3, 12, 12, seed=9)
+    plain, right = (calibrated(before, x, bias_correction=choice)[0] for choice in (False, True))
+    assert plain.SerializeToString() == right.SerializeToString()
 
 
 def shared_scales(proto: onnx.ModelProto) -> dict[str, str]:

@@ -1,0 +1,109 @@
+"""Biases of layers whose inputs and weights are quantized: found, corrected, and stored as int32 or float."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from graphopt.graph.linear import read_layer
+from graphopt.graph.view import GraphView, is_op
+from graphopt.numerics.quantization import Floats, Quantized, with_scales
+from graphopt.result import Skip
+
+_LARGEST = 2**31 - 1
+
+
+@dataclass
+class Bias:
+    """The constant that a layer adds, one value per channel.
+
+    Attributes:
+        node: The operator that reads it: the layer, or the Add behind a MatMul.
+        slot: The input of ``node`` that it is.
+        values: The bias.
+        output: The tensor that the bias is part of.
+        axis: The axis of ``output`` that holds the channels.
+        rank: The rank of ``output``.
+        fits: Whether it is added as it is, so that it can be int32 at the product of the scales.
+        scale: The scales to store it with, as int32; None leaves it float.
+        shift: What to add to it.
+    """
+
+    node: gs.Node
+    slot: int
+    values: Floats
+    output: gs.Tensor
+    axis: int
+    rank: int
+    fits: bool = True
+    scale: Floats | None = None
+    shift: Floats | None = None
+
+    def write(self, view: GraphView) -> None:
+        """Store it: int32 with DequantizeLinear, or as it was but for the shift."""
+        values = self.values if self.shift is None else self.values + self.shift
+        if self.scale is None:
+            if self.shift is not None:
+                view.edit.set_values(self.node, self.slot, values.reshape(self.node.inputs[self.slot].shape))
+            return
+        name, stored = str(self.node.inputs[self.slot].name), self.scale.astype(np.float32)
+        levels = np.clip(np.rint(values / stored.astype(np.float64)), -_LARGEST, _LARGEST).astype(np.int32)
+        inputs = [view.edit.constant(f"{name}_q", levels), view.edit.constant(f"{name}_s", stored)]
+        real = view.edit.variable(f"{name}_dq")
+        view.edit.add_node(self.node, "DequantizeLinear", inputs, [real], {"axis": 0}).name = ""
+        view.edit.set_input(self.node, self.slot, real)
+
+
+def find_bias(view: GraphView, node: gs.Node, channels: int) -> Bias | None:
+    """Return the bias of a layer of the main graph: constant, finite, one value per channel; None if there is none."""
+    if is_op(node, "MatMul"):
+        return _added(view, node, channels)
+    if len(node.inputs) < 3 or node.inputs[2].is_empty():
+        return None
+    values = view.array(node.inputs[2])
+    if values is None or values.shape != (channels,) or not np.isfinite(values).all():
+        return None
+    factors = [node.attrs.get(name, 1.0) for name in ("alpha", "beta")]
+    if factors[1] != 1.0:
+        return None
+    weight = node.inputs[1].shape
+    rank = 2 if is_op(node, "Gemm") or weight is None else len(weight)
+    fits = factors[0] == 1.0
+    return Bias(node, 2, values.astype(np.float64), node.outputs[0], 1, rank, fits)
+
+
+def _added(view: GraphView, node: gs.Node, channels: int) -> Bias | None:
+    """Return the bias that an Add behind a MatMul brings; it stays float."""
+    try:
+        layer = read_layer(view, node)
+    except Skip:
+        return None
+    shape = view.shape(layer.output)
+    adder = view.producer(layer.output, "Add")
+    if adder is None or shape is None or layer.bias is None or layer.bias.size != channels:
+        return None
+    slot = next(index for index, tensor in enumerate(adder.inputs) if view.array(tensor) is not None)
+    stored = view.array(adder.inputs[slot])
+    if stored is None or stored.size != channels or not np.isfinite(stored).all():
+        return None
+    return Bias(adder, slot, layer.bias.reshape(-1), layer.output, len(shape) - 1, len(shape), fits=False)
+
+
+def with_room_for(values: NDArray[Any], quantized: Quantized, bias: Floats, input_scale: float) -> Quantized:
+    """Widen the scales of channels whose bias would overflow int32, and of empty ones, whose scale is free."""
+    scale = quantized.scale.astype(np.float64)
+    least = np.abs(bias) / (input_scale * 2.0**30)
+    empty = _peak_levels(quantized) == 0
+    usual = float(np.sort(scale[~empty])[(~empty).sum() // 2]) if (~empty).any() else 1.0
+    wider = np.maximum(np.where(empty, usual, scale), least).astype(np.float32)
+    return quantized if (wider == quantized.scale).all() else with_scales(values, quantized, wider)
+
+
+def _peak_levels(quantized: Quantized) -> Floats:
+    """Return the largest level of each channel."""
+    axis = quantized.grouping.axis or 0
+    others = tuple(other for other in range(quantized.levels.ndim) if other != axis)
+    peak: Floats = np.abs(quantized.levels.astype(np.float64)).max(axis=others)
+    return peak
