@@ -169,8 +169,8 @@ def require_weight(view: GraphView, weight: Weight, computed: NDArray[np.generic
     if values is None and is_dequantized(view, weight.source):
         raise Skip(f"{name!r} is quantized already")
     if values is None:
-        kind = "can be overridden by the caller" if is_stored(view, weight.source) else "is computed"
-        raise Skip(f"{name!r} {kind}")
+        overridable = "can be overridden by the caller, freeze-initializers ends that"
+        raise Skip(f"{name!r} {overridable if is_stored(view, weight.source) else 'is computed'}")
     if not is_float(values.dtype):
         raise Skip(f"{name!r} holds {values.dtype} values")
     if (culprit := foreign_reader(view, weight)) is not None:
