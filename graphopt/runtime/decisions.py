@@ -5,6 +5,9 @@ detection model's boxes may change places though every float that led to them is
 compares what the candidate gives to each such operator with what the reference gives to it, and the outputs on the
 choices that the reference made: in the candidate these operators are cut out and their outputs become inputs. Nothing
 is left unjudged: the operators themselves have to be the same in both models, attribute by attribute.
+
+A Softmax or Sigmoid at a model's end can be judged likewise: on noise, which says nothing of accuracy, a classifier may
+be quite sure of a class (or of none), and then a small error in the logits is another class altogether.
 """
 
 from collections.abc import Iterator
@@ -25,6 +28,8 @@ DISCRETE = frozenset((
     "TreeEnsembleClassifier", "TreeEnsembleRegressor", "Unique",
 ))
 # fmt: on
+SATURATING = frozenset(("Softmax", "Sigmoid"))
+_MOVES = ("Identity", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Concat", "Slice", "Split", "Cast")
 _BODIES = ("If", "Loop", "Scan")
 _INTEGERS = ("INT8", "INT16", "INT32", "INT64", "UINT8", "UINT16", "UINT32", "UINT64", "BOOL", "INT4", "UINT4")
 
@@ -52,17 +57,25 @@ class Decision:
                 yield name, f"input {slot} of {self.op} {self.outputs[0]!r}"
 
 
-def find_decisions(reference: onnx.ModelProto, candidate: onnx.ModelProto) -> list[Decision]:
+def find_decisions(reference: onnx.ModelProto, candidate: onnx.ModelProto, saturating: bool = False) -> list[Decision]:
     """Return the discrete operators of the main graph that are the same in both models.
 
     An If, Loop or Scan whose bodies hold a discrete operator counts as one, if it is the same to the last bit.
     Operators that see no values of the inputs, only shapes and constants, are no decisions.
+
+    Args:
+        reference: The reference.
+        candidate: The candidate.
+        saturating: Whether a Softmax or Sigmoid that nothing but moves follow counts too.
     """
     tainted = tainted_tensors(reference.graph)
+    last = _saturating_ends(reference.graph) if saturating else set()
     others = {node.output[0]: node for node in candidate.graph.node if node.output}
     found = []
     for node in reference.graph.node:
-        if not node.output or not _is_discrete(node) or tainted.isdisjoint((*node.input, *_captured(node))):
+        if not node.output or not (_is_discrete(node) or node.output[0] in last):
+            continue
+        if tainted.isdisjoint((*node.input, *_captured(node))):
             continue
         other = others.get(node.output[0])
         if other is not None and _is_same(node, other):
@@ -134,6 +147,15 @@ def _is_discrete(node: onnx.NodeProto) -> bool:
     if node.op_type in _BODIES:
         return any(_is_discrete(inner) for body in _bodies(node) for inner in body.node)
     return node.op_type in DISCRETE
+
+
+def _saturating_ends(graph: onnx.GraphProto) -> set[str]:
+    """Return what those Softmax and Sigmoid operators compute whose results reach nothing but outputs, only moved."""
+    inner = {name for node in graph.node if node.op_type not in _MOVES for name in (*node.input, *_captured(node))}
+    for node in reversed(graph.node):
+        if node.op_type in _MOVES and not inner.isdisjoint(node.output):
+            inner.update(node.input)
+    return {node.output[0] for node in graph.node if node.op_type in SATURATING and node.output[0] not in inner}
 
 
 def _is_same(node: onnx.NodeProto, other: onnx.NodeProto) -> bool:

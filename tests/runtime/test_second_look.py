@@ -10,6 +10,7 @@ from graphopt.contract import BitExact, FloatExact, Lossy
 from graphopt.model import from_proto
 from graphopt.numerics.compare import Comparison
 from graphopt.runtime.check import compare_models
+from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import from_arrays
 from graphopt.testing import model
 
@@ -120,6 +121,42 @@ def test_bit_exact_gets_no_second_look() -> None:
 
 def test_lossy_choices_keep_their_ratio() -> None:
     assert judged(detector(rounding), Lossy(100)).holds
+
+
+CLASSIFIER = """g (float[9,6] x) => (float[1,9,40] y, float[9,4] z) {
+    a = MatMul(x, w) logits = Mul(a, factor) p = {op}(logits) s = Constant<value_ints = [1, 9, 40]>()
+    y = Reshape(p, s) z = MatMul(a, v) }"""
+
+
+def sure(op: str, generated: bool, contract: FloatExact | Lossy, text: str = CLASSIFIER) -> Comparison:
+    """A classifier that is quite sure, and another one with an error of a tenth in its weights."""
+    weights = {"w": W[:, :20].repeat(2, axis=1), "v": V, "factor": F4(400)}
+    weights["w"][:, ::2] *= F4(1.01)
+    other = {**weights, "w": weights["w"] + F4(0.1) * np.roll(weights["w"], 7, axis=1)}
+    before, after = (from_proto(model(text.replace("{op}", op), **each)) for each in (weights, other))
+    data = ListData([{"x": X}], generated=generated)
+    return compare_models(before, after, data, contract)
+
+
+@pytest.mark.parametrize("op", ["Softmax", "Sigmoid"])
+def test_a_classifier_that_is_sure_of_noise_is_judged_by_its_logits(op: str) -> None:
+    result = sure(op, True, Lossy(15))
+    assert result.holds, result.problem
+    assert f"(1 {op})" in result.notes[0]
+    assert {output.name for output in result.outputs} == {"y", "z", f"input 0 of {op} 'p'"}
+
+
+def test_its_outputs_count_on_real_data_and_where_more_follows() -> None:
+    assert not sure("Softmax", False, Lossy(15)).holds
+    assert not sure("Softmax", True, TIGHT).holds
+    more = CLASSIFIER.replace("y = Reshape(p, s)", "r = Reshape(p, s) y = Mul(r, factor)")
+    assert not sure("Softmax", True, Lossy(15), more).holds
+
+
+def test_logits_that_are_wrong_do_not_pass() -> None:
+    result = sure("Softmax", True, Lossy(60))
+    assert not result.holds
+    assert next(output for output in result.outputs if output.name == "input 0 of Softmax 'p'").problem
 
 
 def steps(op: str) -> str:
