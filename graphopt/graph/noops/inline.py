@@ -45,7 +45,7 @@ def inline_loop(place: Place) -> str | None:
     once = trips[0] == 1 or _truth(place, body.outputs[0]) is False
     if not starts or not once or len(body.inputs) != len(node.inputs):
         return None
-    if {id(tensor) for tensor in body.inputs} & _given_out_below(body):
+    if {id(tensor) for tensor in body.inputs} & given_out_below(body):
         return None
     first = [_scalar(place, np.int64(0), body.inputs[0]), _scalar(place, np.bool_(True), body.inputs[1])]
     actual = {id(f): tensor for f, tensor in zip(body.inputs, [*first, *initial], strict=True)}
@@ -119,7 +119,7 @@ def _names_elsewhere(place: Place, body: gs.Graph) -> set[str]:
     return used | {out.name for out in place.node.outputs}
 
 
-def _given_out_below(body: gs.Graph) -> set[int]:
+def given_out_below(body: gs.Graph) -> set[int]:
     """Return the ids of what subgraphs of a body give out, where no reader tells of it."""
     found, waiting = set[int](), subgraphs(body)
     while waiting:
@@ -135,7 +135,7 @@ def _give_out(place: Place, moved: Sequence[gs.Node], pairs: Sequence[tuple[gs.T
     renamed: dict[int, gs.Tensor] = {}
     own = {id(out) for node in moved for out in node.outputs}
     for inner in (body for node in moved for body in bodies(node)):
-        own -= {id(tensor) for tensor in inner.outputs} | _given_out_below(inner)
+        own -= {id(tensor) for tensor in inner.outputs} | given_out_below(inner)
     for out, source in pairs:
         if not out.name:
             continue

@@ -8,7 +8,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.constants import read_values
 from graphopt.graph.noops.bypass import RESHAPES
-from graphopt.graph.noops.inline import inline_branch, inline_loop
+from graphopt.graph.noops.inline import inline_branch
+from graphopt.graph.noops.invariants import simplify_loop
 from graphopt.graph.noops.place import Place
 from graphopt.graph.symbolic.attributes import attribute, integers
 from graphopt.graph.symbolic.targets import reshape_numbers
@@ -187,7 +188,7 @@ MERGES: dict[str, Rule] = {
     "CastLike": plain_cast,
     "SplitToSequence": split_at_once,
     "If": inline_branch,
-    "Loop": inline_loop,
+    "Loop": simplify_loop,
     **dict.fromkeys(("MaxPool", "LayerNormalization"), drop_unused_outputs),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), tidy_recurrent),
 }
