@@ -24,7 +24,7 @@ class EliminateNoops(Pass):
     3. Simpler: CastLike becomes Cast; SplitToSequence with SequenceAt becomes Split; optional outputs that nothing
        reads lose their names; an LSTM, GRU or RNN whose initial state is zero goes without it.
     4. Inlined: the branch of an If that is always taken; the body of a Loop that runs just once. A Loop that never runs
-       gives out what it starts from.
+       gives out what it starts from, and any other carries only what changes.
 
     Shapes are those that follow from what the graph inputs declare, symbolic dimensions included. Graph outputs keep
     their names. What remains computes from the same numbers, only that x + 0.0 turns -0.0 into 0.0. Outputs are equal
