@@ -1,6 +1,8 @@
 """Presets: named lists of passes, as data."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from graphopt.base import Pass
 from graphopt.errors import OptionError
@@ -9,10 +11,11 @@ from graphopt.registry import create
 
 @dataclass(frozen=True)
 class Preset:
-    """Names of passes, and whether they are repeated until nothing changes."""
+    """Names of passes, whether they are repeated until nothing changes, and options that differ from the defaults."""
 
     passes: tuple[str, ...]
     fixed_point: bool
+    options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 PRESETS = {
@@ -22,11 +25,13 @@ PRESETS = {
             "fold-constants",
             "eliminate-noops",
             "fold-batchnorm",
+            "fold-affine",
             "merge-duplicates",
             "fuse-pads",
             "eliminate-dead",
         ),
         fixed_point=True,
+        options={"fold-affine": {"norms": False}},
     ),
 }
 
@@ -39,4 +44,5 @@ def preset_passes(name: str) -> tuple[list[Pass], bool]:
     """
     if name not in PRESETS:
         raise OptionError(f"unknown preset {name!r} (there are: {', '.join(PRESETS)})")
-    return [create(each) for each in PRESETS[name].passes], PRESETS[name].fixed_point
+    preset = PRESETS[name]
+    return [create(each, **preset.options.get(each, {})) for each in preset.passes], preset.fixed_point

@@ -20,15 +20,19 @@ class EliminateNoops(Pass):
        the shape that is there already; Slice of everything; Pad by nothing; Concat, Sum, Max, Min, Mean of one input;
        Split into one; 1x1 pooling; x + 0, x - 0, x * 1, x / 1, x ** 1 without broadcasting; Where of one choice; Relu
        of Relu and its kind; Not of Not, Neg of Neg.
-    2. Joined: Transposes in a row; Reshape, Flatten, Squeeze and Unsqueeze in a row.
-    3. Simpler: CastLike becomes Cast; SplitToSequence with SequenceAt becomes Split; optional outputs that nothing
-       reads lose their names; an LSTM, GRU or RNN whose initial state is zero goes without it.
+    2. Joined: Transposes in a row; Reshape, Flatten, Squeeze and Unsqueeze in a row; Concats along one axis; Slices,
+       where nothing else reads what is between; multiplications by a number; MatMul of matrices with the Add of a
+       constant, which are a Gemm.
+    3. Simpler: CastLike becomes Cast; SplitToSequence with SequenceAt becomes Split; a Split of which one part is used
+       becomes a Slice; optional outputs that nothing reads lose their names; an LSTM, GRU or RNN whose initial state is
+       zero goes without it.
     4. Inlined: the branch of an If that is always taken; the body of a Loop that runs just once. A Loop that never runs
        gives out what it starts from, and any other carries only what changes.
 
     Shapes are those that follow from what the graph inputs declare, symbolic dimensions included. Graph outputs keep
-    their names. What remains computes from the same numbers, only that x + 0.0 turns -0.0 into 0.0. Outputs are equal
-    up to rounding nevertheless: a runtime packs a weight that it meets directly, and sums in another order then.
+    their names. What remains computes from the same numbers, only that x + 0.0 turns -0.0 into 0.0, that a * b is
+    rounded before x * (a * b), and that a Gemm may sum in another order. So may any layer that meets its weight
+    directly, as a runtime packs it then: outputs are equal up to rounding.
 
     Refused: x + 0.0 where a division further on would make Inf of one and -Inf of the other; Dropout in training, or
     whose mask is used; casts that lose something on the way; an Identity that hands a graph input, an initializer or

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.graph.edit import Edit
 from graphopt.graph.symbolic import Facts
 from graphopt.graph.symbolic import expression as ex
 from graphopt.graph.symbolic.targets import expand_numbers, reshape_numbers
@@ -221,3 +222,38 @@ def test_malformed_nodes_are_unknown() -> None:
     by_name = {out.name: facts.value(out) for node in subject.graph.nodes for out in node.outputs}
     assert by_name["a"] is None
     assert by_name["b"] is None
+
+
+def test_what_both_branches_tell_is_known_of_an_if() -> None:
+    proto = model(
+        "g (bool c, float[N,3] x) => (float[A,B] y) { h = If (c) <"
+        "then_branch = yes () => (float[A,B] t) { t = Relu(x) }, else_branch = no () => (float[A,B] e) { e = Concat<axis = 0>(x, x) }> s = Shape(h) y = Expand(h, s) }"
+    )
+    subject = from_proto(proto)
+    facts = Facts(subject)
+    held = facts.of(subject.graph.nodes[0].outputs[0])
+    assert held.type == onnx.TensorProto.FLOAT
+    assert held.shape is not None
+    assert held.shape[1] == 3
+    assert "?" in str(held.shape[0])
+    feeds = {"x": np.ones((2, 3), np.float32), "c": np.array(False)}
+    check_claims(proto, feeds, {"N": 2})
+
+
+def test_a_refresh_finds_what_a_fresh_sweep_finds() -> None:
+    proto = from_text("g (float[N,3,H,W] x) => (float y) { " + BODIES["targets"] + " y = ReduceSum<keepdims=0>(c) }")
+    subject = from_proto(proto)
+    facts = Facts(subject)
+    copy = subject.copy()
+    moved = facts.moved_to(copy)
+    fresh = Facts(copy)
+    tensors = [out for node in copy.graph.nodes for out in node.outputs]
+    assert [str(moved.of(t)) for t in tensors] == [str(fresh.of(t)) for t in tensors]
+    known = [moved.of(tensor) for tensor in tensors]
+    moved.refresh()
+    assert all(moved.of(tensor) is fact for tensor, fact in zip(tensors, known, strict=True))
+    edit = Edit(copy)
+    edit.bypass(next(node for node in copy.graph.nodes if node.op == "Flatten"))
+    edit.settle()
+    moved.refresh()
+    assert all(node.outputs[0] in tensors and id(node) in moved for node in copy.graph.nodes)

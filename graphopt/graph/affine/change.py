@@ -89,14 +89,20 @@ def carry(values: Array, kind: "np.dtype[Any]", name: str) -> NDArray[Any]:
     Raises:
         Skip: A value overflows, or the largest are so small that the type loses their digits.
     """
-    if not np.isfinite(values).all():
+    peak = _peak(values)
+    if not np.isfinite(peak):
         raise Skip(f"{name!r} would overflow")
     narrow = cast(values + 0.0, kind, name)  # + 0.0 makes a negative zero positive
-    if values.size:
-        loss = np.abs(narrow.astype(np.float64) - values).max()
-        if loss > max(np.abs(values).max() * 2.0 ** -_FRACTION_BITS.get(kind.name, 7), _INVISIBLE):
-            raise Skip(f"{name!r} would underflow {kind.name}")
+    loss = narrow.astype(np.float64)
+    loss -= values
+    if _peak(loss) > max(peak * 2.0 ** -_FRACTION_BITS.get(kind.name, 7), _INVISIBLE):
+        raise Skip(f"{name!r} would underflow {kind.name}")
     return narrow
+
+
+def _peak(values: Array) -> float:
+    """Return the largest magnitude, NaN if there is one, without a copy of the values."""
+    return float(max(values.max(), -values.min(), key=lambda end: (np.isnan(end), end))) if values.size else 0.0
 
 
 def _slot_name(node: gs.Node, slot: int) -> str:

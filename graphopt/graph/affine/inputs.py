@@ -66,6 +66,10 @@ def matmul(view: GraphView, node: gs.Node, slot: int, affine: Affine) -> Change:
     axis = require_rank(view, data) - (1 if side else 2) if affine.varying() else 1
     if axis < 0 or not weight.ndim or (weight.ndim == 1 and not side):
         raise Skip(f"MatMul {node.outputs[0].name!r} takes a vector")
+    if not affine.shifts:
+        extent = weight.size if weight.ndim == 1 else weight.shape[-2 if side else -1]
+        scale, _ = affine.along(axis, extent)
+        return assign(view, node, {side: weight * (scale[:, None] if side and weight.ndim > 1 else scale)}, like=side)
     if weight.ndim == 1:
         scale, shift = affine.along(axis, weight.size)
         scaled, offset = weight * scale, weight @ shift

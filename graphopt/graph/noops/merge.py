@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.constants import read_values
 from graphopt.graph.noops.bypass import RESHAPES
+from graphopt.graph.noops.chains import gemm_of_matmul, merge_concats, merge_scalings, merge_slices, slice_of_split
 from graphopt.graph.noops.inline import inline_branch
 from graphopt.graph.noops.invariants import simplify_loop
 from graphopt.graph.noops.place import Place
@@ -189,7 +190,12 @@ MERGES: dict[str, Rule] = {
     "SplitToSequence": split_at_once,
     "If": inline_branch,
     "Loop": simplify_loop,
-    **dict.fromkeys(("MaxPool", "LayerNormalization"), drop_unused_outputs),
+    "Concat": merge_concats,
+    "Slice": merge_slices,
+    "Split": slice_of_split,
+    "Mul": merge_scalings,
+    "Add": gemm_of_matmul,
+    **dict.fromkeys(("MaxPool", "LayerNormalization", "Unique"), drop_unused_outputs),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), tidy_recurrent),
 }
 """For each operator, what can be made of it; a rule returns what it has done, or None if it has done nothing."""

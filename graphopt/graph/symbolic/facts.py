@@ -5,7 +5,7 @@ enforces: declarations go stale when somebody edits a model.
 """
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from graphopt.graph.symbolic.shapes import Partial
 from graphopt.graph.symbolic.values import LIMIT, SymbolicShape
 from graphopt.model import Model
 from graphopt.model.ir import no_garbage_collection
+from graphopt.model.order import bodies
 
 Read = tuple[Fact | None, ...]
 
@@ -158,8 +159,12 @@ class Facts:
             seen = self._visits.get(id(node))
             if seen is None or seen.node is not node or not _agree(seen.read, read):
                 self._visit(node, opset, read)
-            for body in (value for value in node.attrs.values() if isinstance(value, gs.Graph)):
-                self._sweep(body, opset, trusted=False)
+            if node.attrs:
+                inner = bodies(node)
+                for body in inner:
+                    self._sweep(body, opset, trusted=False)
+                if inner and node.op in ("If", "Loop") and node.domain in (None, "", "ai.onnx"):
+                    self._conclude(node, inner)
 
     def _visit(self, node: gs.Node, opset: int, read: Read) -> None:
         """Learn about the outputs of one node."""
@@ -171,12 +176,32 @@ class Facts:
                 kind = element_type(gs.Variable("", array.dtype))
                 self._record(node.outputs[0], kind, array.shape, as_value(array))
             return
-        types = infer(node, opset, read) if standard and not _has_body(node) else None
+        types = infer(node, opset, read) if standard and not bodies(node) else None
         first, value = _follow(node, opset, read) if standard and not has_reference(node) else (None, None)
         for index, (out, (kind, shape)) in enumerate(zip(node.outputs, types or repeat((0, None)), strict=False)):
             if index == 0 and first is not None:
                 shape = merge_shapes(shape, first)
             self._record(out, kind or element_type(out), shape, value if index == 0 else None)
+
+    def _conclude(self, node: gs.Node, inner: Sequence[gs.Graph]) -> None:
+        """Learn about the outputs of an If what both branches tell, of a Loop the types."""
+        if node.op == "If":
+            for out, *sources in zip(node.outputs, *(body.outputs for body in inner), strict=False):
+                self._record(out, *_common([self.of(source) for source in sources]), None)
+            return
+        for index, (out, source) in enumerate(zip(node.outputs, inner[0].outputs[1:], strict=False)):
+            start = node.inputs[index + 2] if index + 2 < len(node.inputs) else source
+            self._record(out, self.type(start), None, None)
+
+
+def _common(facts: Sequence[Fact]) -> tuple[int, Partial]:
+    """Return the type and shape that tensors have in common, as far as they do."""
+    first, *others = facts
+    kind = first.type if all(other.type == first.type for other in others) else 0
+    shapes = [fact.shape for fact in facts if fact.shape is not None]
+    if len(shapes) != len(facts) or len({len(shape) for shape in shapes}) != 1:
+        return kind, None
+    return kind, tuple(row[0] if len(set(row)) == 1 else None for row in zip(*shapes, strict=True))
 
 
 def _follow(node: gs.Node, opset: int, read: Read) -> tuple[Partial, Value | None]:
@@ -221,7 +246,3 @@ def _declared(entry: int | str | None) -> ex.Entry | None:
     if isinstance(entry, str):
         return ex.name(f"dim {entry}" if entry[:1] in "~?" else entry) if entry else None
     return entry
-
-
-def _has_body(node: gs.Node) -> bool:
-    return any(isinstance(value, gs.Graph) for value in node.attrs.values())

@@ -163,8 +163,8 @@ def _cut(extent: Entry, start: Entry | None, end: Entry | None) -> Entry | None:
 
 def _stepped(extent: Entry, start: Entry | None, end: Entry | None, step: int | None) -> Entry | None:
     if isinstance(extent, int) and isinstance(start, int) and isinstance(end, int) and step:
-        if step < 0:
-            end = max(end, -extent - 1)
+        if step < 0:  # backwards, ONNX begins at the first element at least
+            start, end = max(start, -extent), max(end, -extent - 1)
         return len(range(extent)[start : None if step < 0 and end < -extent else end : step])
     return None
 

@@ -139,9 +139,12 @@ def _slice(node: gs.Node, values: Sequence[Value | None], shapes: Sequence[Symbo
         return None
     cuts = [slice(None)] * values[0].ndim
     for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
-        step = steps[index] if steps else 1
-        stop = None if step < 0 and end < -values[0].shape[axes[index] if axes else index] else end
-        cuts[axes[index] if axes else index] = slice(start, stop, step)
+        axis, step = axes[index] if axes else index, steps[index] if steps else 1
+        extent = values[0].shape[axis]
+        if step < 0:  # backwards, ONNX begins at the first element at least
+            cuts[axis] = slice(max(start, -extent), None if end < -extent else end, step)
+        else:
+            cuts[axis] = slice(start, end, step)
     return values[0][tuple(cuts)]
 
 
