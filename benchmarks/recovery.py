@@ -15,7 +15,6 @@ import numpy as np
 from onnx import TensorProto
 
 from graphopt import GraphView, create, load
-from graphopt.distill.augmentation import Augmentation
 from graphopt.distill.settings import Settings
 from graphopt.distill.trainer import distill
 from graphopt.model import Model, from_proto, to_proto
@@ -25,8 +24,6 @@ from graphopt.runtime.feeds import Data, load_data
 
 MODELS = Path(__file__).parent.parent / "models"
 NETS = {"resnet": "fmnist_resnet14_bn.onnx", "mobilenet": "fmnist_mobilenetv2s_bn.onnx"}
-IMAGES = Augmentation(flip=True, shift=0.1, crop=0.8, rotate=8, mix=0.7)
-PATIENT: dict[str, Any] = {"batch": 32, "warmup": 40, "held_out": 0.0}
 
 
 class Bench:
@@ -51,24 +48,17 @@ class Bench:
         """Return the folded network with channels zeroed."""
         return self.run(self.folded, "zero-channels", criterion=criterion, ratio=ratio)
 
-    def taught(self, student: Model, epochs: int, teacher: Model | None = None, **settings: Any) -> Model:
-        """Distill into a student, from the original if no teacher is given."""
-        plain: dict[str, Any] = {
-            "rate": 3e-3,
-            "warmup": 20,
-            "held_out": 0.05,
-            "patience": epochs,
-            "augmentation": IMAGES,
-        }
-        chosen = Settings(epochs=epochs, threads=self.threads, **{**plain, **settings})
-        return distill(teacher or self.teacher, student, self.data, chosen).student
+    def taught(self, student: Model, epochs: int | None, teacher: Model | None = None, **settings: Any) -> Model:
+        """Distill into a student as ``graphopt distill`` does, from the folded original if no teacher is given."""
+        chosen = Settings(epochs=epochs, threads=self.threads, **settings)
+        return distill(teacher or self.folded, student, self.data, chosen).student
 
     def accuracy(self, model: Model) -> float:
         """Return top-1 on the 10,000 test images, in percent."""
         return round(100 * top1(model, self.data), 2)
 
 
-def pruning(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
+def pruning(bench: Bench, epochs: int | None, say: Callable[[str, Any], None]) -> None:
     """Half of the channels removed by l1."""
     say("teacher", bench.accuracy(bench.teacher))
     student = bench.zeroed("l1", 0.5)
@@ -80,15 +70,17 @@ def pruning(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
     say("reconstruct", bench.accuracy(rebuilt))
     cut = bench.run(rebuilt, "prune-channels")
     say("parameters", [measure(bench.teacher).parameters, measure(cut).parameters])
+    if epochs == 0:
+        return
     started = time.perf_counter()
-    say("reconstruct and distill", bench.accuracy(bench.taught(cut, epochs, bench.folded, **PATIENT)))
+    say("reconstruct and distill", bench.accuracy(bench.taught(cut, epochs)))
     say("distill, seconds", round(time.perf_counter() - started, 1))
     bare = bench.run(student, "prune-channels")
-    say("distill", bench.accuracy(bench.taught(bare, epochs, bench.folded, **PATIENT)))
+    say("distill", bench.accuracy(bench.taught(bare, epochs)))
 
 
-def lowbit(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
-    """Weights of 2, 3 and 4 bits per channel; 3 bits are held in int4. No epochs: nothing is distilled."""
+def lowbit(bench: Bench, epochs: int | None, say: Callable[[str, Any], None]) -> None:
+    """Weights of 2, 3 and 4 bits per channel; 3 bits are held in int4."""
     for kind in ("int2", "int3", "int4"):
         ways: dict[str, dict[str, Any]] = {
             "nearest": {"range": "mse"},
@@ -100,11 +92,11 @@ def lowbit(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
                 raised(bench.folded, 25 if kind == "int2" else 21), "quantize-weights", dtype=kind, **options
             )
             say(f"{kind}, {name}", bench.accuracy(model))
-        if epochs:
+        if epochs != 0:
             say(f"{kind}, distill", bench.accuracy(bench.taught(model, epochs, rate=1e-3)))
 
 
-def stranger(bench: Bench, epochs: int, say: Callable[[str, Any], None]) -> None:
+def stranger(bench: Bench, epochs: int | None, say: Callable[[str, Any], None]) -> None:
     """A MobileNet with drawn weights learns from this network."""
     proto = to_proto(load(MODELS / NETS["mobilenet"]))
     rng = np.random.default_rng(0)
@@ -147,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", default=list(SECTIONS), choices=list(SECTIONS))
     parser.add_argument("--nets", nargs="*", default=list(NETS), choices=list(NETS))
-    parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--epochs", type=int, help="instead of the default's 4000 steps; 0: nothing is distilled")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--figures", type=Path)
     parser.add_argument("--print", dest="shown", type=Path)

@@ -72,6 +72,7 @@ def _view(name: str, kind: Any, help: str) -> Callable[[_Command], _Command]:
 @_view("crop", click.FloatRange(0.1, 1), "The smallest cut-out.")
 @_view("rotate", click.FloatRange(0, 180), "Degrees to turn images by.")
 @_view("mix", _UNIT, "The share of images to blend with others.")
+@_view("paste", _UNIT, "The share of images to paste a window of another into.")
 @click.option("--no-views", is_flag=True, help="Leave images as they are.")
 @_number("samples", click.IntRange(min=2), "Samples to use at most.")
 @_number("held_out", click.FloatRange(0, 0.9), "The share of samples to judge by.")
@@ -91,6 +92,7 @@ def distill(
     crop: float | None,
     rotate: float | None,
     mix: float | None,
+    paste: float | None,
     no_views: bool,
     checkpoint: str | None,
     resume: bool,
@@ -106,7 +108,7 @@ def distill(
         raise OptionError("--resume needs --checkpoint FILE")
     if not Path(target).parent.is_dir():
         raise OptionError(f"{target}: the folder {str(Path(target).parent)!r} does not exist")
-    views = {"flip": flip, "shift": shift, "crop": crop, "rotate": rotate, "mix": mix}
+    views = {"flip": flip, "shift": shift, "crop": crop, "rotate": rotate, "mix": mix, "paste": paste}
     settings = Settings(augmentation=_views(views, no_views, bool(values["labels"])), **values)
     original, learner = load(teacher), load(student)
     feeds = load_data(data, learner)
@@ -145,7 +147,7 @@ def _views(given: dict[str, Any], none: bool, labels: bool) -> Augmentation | No
     if none:
         return Augmentation()
     if labels:
-        chosen.setdefault("mix", 0.0)
+        chosen = {"mix": 0.0, "paste": 0.0, **chosen}
     return replace(VIEWS, **chosen) if any(value is not None for value in given.values()) else None
 
 

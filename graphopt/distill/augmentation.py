@@ -18,6 +18,8 @@ class Augmentation:
         rotate: Turn by up to this many degrees.
         mix: The share of images that are blended with another one, in a drawn proportion. That keeps no label, but the
             teacher answers for any image (Beyer et al. 2022, "Knowledge distillation: a good teacher is patient").
+        paste: The share of images that get a window of another one, of a drawn size (CutMix, Yun et al. 2019); nothing
+            is blurred, and again the teacher answers.
     """
 
     flip: bool = False
@@ -25,11 +27,17 @@ class Augmentation:
     crop: float = 1.0
     rotate: float = 0.0
     mix: float = 0.0
+    paste: float = 0.0
 
     @property
     def active(self) -> bool:
         """Whether anything is changed at all."""
-        return self.flip or bool(self.shift) or self.crop < 1 or bool(self.rotate) or bool(self.mix)
+        return self._moves or self.joins
+
+    @property
+    def joins(self) -> bool:
+        """Whether images are put together of several, so that labels do not hold."""
+        return bool(self.mix) or bool(self.paste)
 
     def apply(self, images: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         """Return changed copies; what comes in from outside repeats the border. Bilinear, of the type of ``images``."""
@@ -50,11 +58,25 @@ class Augmentation:
         from_y = scale * (cos * y + sin * x) + dy[:, None, None] + (height - 1) / 2
         from_x = sign[:, None, None] * scale * (cos * x - sin * y) + dx[:, None, None] + (width - 1) / 2
         changed = _bilinear(images, from_y, from_x) if self._moves else images
+        changed = self._pasted(changed, rng) if self.paste else changed
         return self._mixed(changed, rng) if self.mix else changed
 
     @property
     def _moves(self) -> bool:
         return self.flip or bool(self.shift) or self.crop < 1 or bool(self.rotate)
+
+    def _pasted(self, images: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
+        """Paste windows of others of the batch, each at its own place."""
+        count, _, height, width = images.shape
+        side = np.where(rng.random(count) < self.paste, np.sqrt(rng.random(count)), 0.0)[:, None]
+        inside = []
+        for size in (height, width):
+            begin = np.rint(rng.random((count, 1)) * (1 - side) * size)
+            places = np.arange(size)
+            inside.append((places >= begin) & (places < begin + np.rint(side * size)))
+        window = inside[0][:, None, :, None] & inside[1][:, None, None, :]
+        result: NDArray[Any] = np.where(window, images[rng.permutation(count)], images)
+        return result
 
     def _mixed(self, images: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
         """Blend images with others of the batch."""

@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
+from graphopt.distill.seeds import without_seed_axis
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.numerics.patches import same_pads
 from graphopt.runtime.session import Session
@@ -51,7 +52,9 @@ class Gradients:
         self.wanted, self.extra = list(wanted), list(extra)
         backward = differentiate(with_shapes(proto, feeds), self.wanted)
         outputs = [LOSS, *(_SEED + name for name in self.wanted), *(name for name in self.extra if name != LOSS)]
-        self._session = Session(cut(backward, outputs), threads=threads)
+        backward = cut(backward, outputs)
+        without_seed_axis(backward, _SEED + LOSS)
+        self._session = Session(backward, threads=threads)
 
     def __call__(self, feeds: Feeds) -> tuple[float, dict[str, NDArray[np.float32]], dict[str, NDArray[Any]]]:
         """Return the loss, the gradients by input name, and the extra tensors."""

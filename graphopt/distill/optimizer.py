@@ -20,7 +20,7 @@ BETA2: dict[Method, np.float32] = {"adam": np.float32(0.999), "soap": np.float32
 
 DAMPING = np.float32(1e-4)
 """Eigendirections whose gradients are below this share of the matrix's are not stepped in full: they are rounding."""
-LARGEST = 1024
+LARGEST = 512
 """A side of a matrix that is longer is not turned: its basis stays the plain one."""
 PERIOD = 20
 """Steps from one eigenbasis to the next."""

@@ -13,8 +13,8 @@ STEPS = 4000
 """As many steps are made if no number of epochs is given."""
 WARMUP = 40
 """One step in so many is warm-up if no number is given."""
-VIEWS = Augmentation(flip=True, shift=0.1, crop=0.8, rotate=8.0, mix=0.5)
-"""How images are changed if nothing is said."""
+VIEWS = Augmentation(flip=True, shift=0.04, mix=0.7)
+"""How images are changed if nothing is said: nothing that blurs them, which the teacher has not seen."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,11 @@ class Settings:
         """
         if self.augmentation is None:
             shown = any(looks_like_image(value) for value in samples.inputs.values())
-            return replace(VIEWS, mix=0.0 if self.labels else VIEWS.mix) if shown else Augmentation()
+            views = replace(VIEWS, mix=0.0, paste=0.0) if self.labels else VIEWS
+            return views if shown else Augmentation()
         if self.augmentation.active and not any(is_image(value) for value in samples.inputs.values()):
             told = ", ".join(f"{name} {value.dtype.name}{list(value.shape)}" for name, value in samples.inputs.items())
             raise OptionError(f"only float images [N, C, H, W] can be changed, and no input is one ({told})")
-        if self.augmentation.mix and self.labels:
+        if self.augmentation.joins and self.labels:
             raise OptionError("labels do not hold for mixed images")
         return self.augmentation

@@ -62,6 +62,7 @@ def test_without_held_out_samples_the_training_loss_is_told_as_such(run: Callabl
         (["--data", "none.npz"], "no such file"),
         (["--data", "data.npz", "--resume"], "--resume needs --checkpoint"),
         (["--data", "data.npz", "--labels", "1", "--mix", "1"], "labels do not hold for mixed images"),
+        (["--data", "data.npz", "--labels", "1", "--paste", "1"], "labels do not hold for mixed images"),
         (["--data", "data.npz", "--no-views", "--mix", "1"], "--no-views and --mix contradict each other"),
         (["--data", "data.npz", "--feature", "z"], "the student has no tensor 'z'"),
         (["--data", "data.npz", "--schedule", "wild"], "is not one of"),

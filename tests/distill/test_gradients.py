@@ -11,8 +11,10 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 
 from graphopt.distill.gradients import LOSS, Gradients, MissingExtraError, differentiate, with_shapes
+from graphopt.distill.seeds import _is_slow, _shapes, without_seed_axis
 from graphopt.errors import ModelError
 from graphopt.numerics.patches import windows
+from graphopt.runtime.session import Session
 from graphopt.testing import model
 
 pytest.importorskip("onnx_ad")
@@ -274,6 +276,26 @@ def test_the_bounds_of_clip_still_have_gradients() -> None:
     _, given, _ = Gradients(proto, feeds, ["x", "lo", "hi"])(feeds)
     np.testing.assert_array_equal(given["x"], [0, 0, 1, 0, 1])
     assert (float(given["lo"]), float(given["hi"])) == (2.0, 1.0)
+
+
+def test_the_axis_of_seeds_is_taken_out_where_operators_broadcast() -> None:
+    text = """g (float[2,3,4] x, float[3,1] w) => (float l) {
+      h = HardSwish(x) p = Mul(h, w) q = Div(p, c) r = Sub(q, w) e = Mul(r, r) l = ReduceMean<keepdims = 0>(e) }"""
+    proto = model(text, c=np.asarray(1.5, np.float32))
+    proto.graph.node[-1].output[0] = proto.graph.output[0].name = LOSS
+    rng = np.random.default_rng(5)
+    feeds = {"x": rng.standard_normal((2, 3, 4)).astype(np.float32) * 3, "w": np.ones((3, 1), np.float32)}
+    backward = differentiate(with_shapes(proto, feeds), feeds)
+    plain = Session(backward).run({**feeds, f"loss/adjoint/{LOSS}": np.ones(1, np.float32)})
+    without_seed_axis(backward, f"loss/adjoint/{LOSS}")
+    assert not any(_is_slow(node, _shapes(backward)) for node in backward.graph.node)
+    assert any(name.startswith("loss/seeds/") for node in backward.graph.node for name in node.output)
+    narrow = Session(backward).run({**feeds, f"loss/adjoint/{LOSS}": np.ones(1, np.float32)})
+    for name, value in plain.items():
+        np.testing.assert_array_equal(narrow[name], value)
+    _, given, _ = Gradients(proto, feeds, feeds)(feeds)
+    for name in feeds:
+        np.testing.assert_array_equal(given[name], plain[f"loss/adjoint/{name}"][..., 0])
 
 
 def test_onnx_ads_own_rules_are_left_as_they_were() -> None:

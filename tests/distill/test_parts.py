@@ -117,6 +117,23 @@ def test_mixing_blends_images_of_the_batch() -> None:
     assert not np.array_equal(changed, given)
 
 
+def test_pasting_puts_one_window_of_another_image_in() -> None:
+    given = np.stack([np.full((2, 12, 9), value, np.float32) for value in range(64)])
+    changed = Augmentation(paste=0.75).apply(given, np.random.default_rng(4))
+    shares = []
+    for new, old in zip(changed, given, strict=True):
+        foreign = new[0] != old[0]
+        np.testing.assert_array_equal(new[1] != old[1], foreign)
+        np.testing.assert_array_equal(np.outer(foreign.any(axis=1), foreign.any(axis=0)), foreign)
+        assert len(np.unique(new[0][foreign])) <= 1
+        rows, columns = (np.flatnonzero(foreign.any(axis=axis)) for axis in (1, 0))
+        assert all((np.diff(places) == 1).all() for places in (rows, columns))
+        shares.append(foreign.mean())
+    assert 32 < sum(share > 0 for share in shares) < 62
+    assert max(shares) > 0.7
+    assert changed.dtype == np.float32
+
+
 def test_nothing_chosen_changes_nothing() -> None:
     given = images()
     assert Augmentation().apply(given, np.random.default_rng(0)) is given

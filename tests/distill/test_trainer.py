@@ -62,7 +62,7 @@ def test_the_same_seed_gives_the_same_bits(task: Task) -> None:
     assert any(not np.array_equal(arrays(other)[name], value) for name, value in arrays(first).items())
 
 
-CHANGES = Augmentation(flip=True, shift=0.1, crop=0.8, rotate=10, mix=0.5)
+CHANGES = Augmentation(flip=True, shift=0.1, crop=0.8, rotate=10, mix=0.5, paste=0.5)
 
 
 @pytest.mark.parametrize(
