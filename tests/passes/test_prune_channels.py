@@ -412,3 +412,98 @@ def test_an_old_opset_keeps_its_attributes() -> None:
     proto.graph.output.append(onnx.helper.make_tensor_value_info("y2", 1, ["N", 5, 8, 8]))
     after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 3, "Split": 1})
     assert shape_of(after, "v") == (5, 3, 1, 1)
+
+
+# -- bodies ------------------------------------------------------------------------------------------------------------
+
+BODY = {"w": weight(6, 3, 3, 3, dead=(1, 4)), "v": weight(3, 6, 3, 3)}
+LAYERS = "a = Conv(p, w) r = Sigmoid(a) q = Conv(r, v)"
+
+
+def stored(*names: str) -> list[onnx.NodeProto]:
+    """Return Constant nodes for weights inside a body."""
+    return [
+        onnx.helper.make_node("Constant", [], [name], value=onnx.numpy_helper.from_array(BODY[name], name))
+        for name in names
+    ]
+
+
+def with_functions(
+    calls: str, *functions: tuple[str, list[str]], opset: int = 17, **weights: np.ndarray
+) -> onnx.ModelProto:
+    """Return a model that calls local functions; each is given as text and the weights that lie in it."""
+    text = f'<ir_version: 8, opset_import: ["": 17, "local": 1]> g (float[N,3,12,12] x) => (float[N,3,H,W] y) {{ {calls} }}'
+    proto = onnx.parser.parse_model(text)
+    for body, inside in functions:
+        function = onnx.parser.parse_function(f'<domain: "local", opset_import: ["": {opset}]> {body}')
+        layers = list(function.node)
+        del function.node[:]
+        function.node.extend([*stored(*inside), *layers])
+        proto.functions.append(function)
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(array, name) for name, array in weights.items())
+    return proto
+
+
+@pytest.mark.parametrize(
+    "calls", ["y = local.f(x)", "z = local.f(x) y = local.f(z)"], ids=["called once", "called twice"]
+)
+def test_layers_in_a_local_function_are_cut(calls: str) -> None:
+    proto = with_functions(calls, (f"f (p) => (q) {{ {LAYERS} }}", ["w", "v"]))
+    after = assert_rewrites(create("prune-channels"), proto, ops={"f": calls.count("local.f")}, rewritten=1)
+    sizes = [tuple(node.attribute[0].t.dims) for node in after.functions[0].node if node.op_type == "Constant"]
+    assert sizes[:2] == [(4, 3, 3, 3), (3, 4, 3, 3)]
+
+
+@pytest.mark.parametrize(
+    ("proto", "reason"),
+    [
+        (
+            with_functions("y = local.f(x, w, v)", (f"f (p, w, v) => (q) {{ {LAYERS} }}", []), **BODY),
+            "2 idle channels stay: the weight 'w' of Conv 'a' is handed in from outside of its body",
+        ),
+        (
+            with_functions(
+                "m = local.f1(x) y = local.f2(m)",
+                ("f1 (p) => (a) { a = Conv(p, w) }", ["w"]),
+                ("f2 (a) => (q) { r = Sigmoid(a) q = Conv(r, v) }", ["v"]),
+            ),
+            "2 idle channels stay: 'a' is an output of a body",
+        ),
+    ],
+    ids=["weights are arguments", "layers of two functions"],
+)
+def test_layers_that_a_function_parts_stay(proto: onnx.ModelProto, reason: str) -> None:
+    assert_skips(create("prune-channels"), proto, reason)
+
+
+def test_a_function_of_another_opset_is_left_alone() -> None:
+    proto = with_functions("y = local.f(x)", (f"f (p) => (q) {{ {LAYERS} }}", ["w", "v"]), opset=16)
+    after, result = run_alone(create("prune-channels"), proto)
+    assert not result.rewritten
+    assert after.SerializeToString() == proto.SerializeToString()
+
+
+def test_layers_in_the_body_of_a_loop_are_cut() -> None:
+    proto = model(
+        """g (float[1,3,8,8] x, int64 n) => (float[1,3,8,8] y) { y = Loop (n, t, x) <body = b
+        (int64 i, bool c, float[1,3,8,8] s) => (bool d, float[1,3,8,8] u) {
+        d = Identity(c) a = Conv<pads=[1,1,1,1]>(s, w) r = Relu(a) u = Conv<pads=[1,1,1,1]>(r, v) }> }""",
+        t=np.array(True),
+        w=weight(6, 3, 3, 3, dead=(1, 4)),
+        v=weight(3, 6, 3, 3),
+    )
+    feeds = {"x": weight(1, 3, 8, 8), "n": np.array(2)}
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Loop": 1}, feeds=feeds, rewritten=1)
+    assert {tuple(t.dims) for t in after.graph.initializer} == {(), (4, 3, 3, 3), (3, 4, 3, 3)}
+
+
+def test_what_a_loop_carries_stays() -> None:
+    proto = model(
+        """g (float[1,3,8,8] x, int64 n) => (float[1,3,8,8] y) { a = Conv(x, w) z = Loop (n, t, a) <body = b
+        (int64 i, bool c, float[1,6,8,8] s) => (bool d, float[1,6,8,8] u) { d = Identity(c) u = Relu(s) }>
+        y = Conv(z, v) }""",
+        t=np.array(True),
+        w=weight(6, 3, 1, 1, dead=(1, 4)),
+        v=weight(3, 6, 1, 1),
+    )
+    assert_skips(create("prune-channels"), proto, "read by Loop 'z', of which the analysis knows nothing")

@@ -1,6 +1,6 @@
 """The channel analysis: four walks over the program, then which coupled groups can go."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -221,8 +221,23 @@ class Channels:
             counts[site, reason] = counts.get((site, reason), 0) + 1
         return [
             (site, f"{count} idle channel{'s stay' if count > 1 else ' stays'}: {reason}")
-            for (site, reason), count in counts.items()
+            for (site, reason), count in [*counts.items(), *self._handed_in()]
         ]
+
+    def _handed_in(self) -> Iterator[tuple[tuple[str, str], int]]:
+        """Yield layers in bodies whose weights come in from outside, with what is nought in those."""
+        view = self.facts.view
+        for node in self.facts.program:
+            if not is_op(node, "Conv", "ConvTranspose", "Gemm", "MatMul") or self.facts.is_constant(node.inputs[1]):
+                continue
+            for outside in view.borders.outside(node.inputs[1])[:1]:
+                weight = self.facts.array(outside)
+                if weight is None or weight.ndim < 2:
+                    continue
+                rows = (np.moveaxis(weight != 0, axis, 0).reshape(weight.shape[axis], -1) for axis in range(2))
+                if count := sum(int((~row.any(axis=1)).sum()) for row in rows):
+                    which = f"the weight {node.inputs[1].name!r} of {describe(node)}"
+                    yield (view.site(node), f"{which} is handed in from outside of its body"), count
 
     def _fillers(self) -> set[int]:
         """Return the tensors that no input of the model has a say in, such as starting states."""

@@ -38,6 +38,8 @@ class Facts:
         self._constant: dict[int, bool] = {}
         self._arrays: dict[int, NDArray[np.generic]] = {}
         self.memory: dict[tuple[int, str], Any] = {}
+        functions = [each for each in view.model.functions if (each.opset or view.opset) == view.opset]
+        self._arguments = {id(tensor) for function in functions for tensor in function.inputs}
 
     # -- shapes and constants ------------------------------------------------------------------------------------------
 
@@ -53,7 +55,17 @@ class Facts:
                 return shape
             array = self.array(tensor)
             return None if array is None else array.shape
+        if id(tensor) in self._arguments and self.view.shape(tensor) is None:
+            return self._shape_in_calls(tensor)
         return self.view.shape(tensor)
+
+    def _shape_in_calls(self, tensor: gs.Tensor) -> Shape:
+        """Return what the shapes have in common that a local function is called with."""
+        shapes = [self.shape(given) for given in self.view.borders.outside(tensor)]
+        if not shapes or shapes[0] is None or any(each is None or len(each) != len(shapes[0]) for each in shapes):
+            return None
+        columns = zip(*(each for each in shapes if each is not None), strict=True)
+        return tuple(sizes[0] if isinstance(sizes[0], int) and len(set(sizes)) == 1 else None for sizes in columns)
 
     def rank(self, tensor: gs.Tensor) -> int | None:
         """Return the rank, or None if it is unknown."""
