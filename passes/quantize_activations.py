@@ -13,7 +13,7 @@ from graphopt.graph.biases import Bias, find_bias, with_room_for
 from graphopt.graph.dequantize import PER_AXIS_OPSET, PREFERRED_OPSET, Writer, is_dequantized
 from graphopt.graph.qdq import Placement, insert, parameters, place
 from graphopt.graph.view import is_op
-from graphopt.graph.weights import Weight, find_weights, require_weight
+from graphopt.graph.weights import Weight, find_weights, is_float, require_weight
 from graphopt.model import Model
 from graphopt.numerics.histogram import Observer
 from graphopt.numerics.quantization import TYPES, Affine, Grouping, quantize
@@ -133,6 +133,8 @@ class QuantizeActivations(Pass):
         for weight in find_weights(view):
             users = [use for use in weight.uses if use.layer.op in _LAYERS and use.slot == 1]
             computed = view.array(weight.source) is None and not is_dequantized(view, weight.source)
+            if not users:
+                skipped |= _left_float(view, weight)
             if not users or (computed and users[0].layer.op == "MatMul"):
                 continue
             try:
@@ -264,6 +266,15 @@ class QuantizeActivations(Pass):
             constants = view.edit.constant(f"{name}_s", scale), view.edit.constant(f"{name}_z", zero)
             for tensor in group:
                 insert(view, tensor, *constants)
+
+
+def _left_float(view: GraphView, weight: Weight) -> dict[str, str]:
+    """Say of layers without an integer kernel what would make their stored weight smaller."""
+    values = view.array(weight.source)
+    if values is None or not is_float(values.dtype):
+        return {}
+    reason = f"{weight.uses[0].layer.op} computes on floats; quantize-weights can store {weight.source.name!r} small"
+    return {view.site(use.layer): reason for use in weight.uses}
 
 
 def _transposed(view: GraphView, weight: Weight) -> tuple[int, ...] | None:

@@ -35,6 +35,20 @@ from graphopt.runtime.feeds import generate
 from graphopt.runtime.gram import Seen, look
 
 _ALWAYS_WEIGHTED = ("Conv", "DeformConv", "ConvTranspose", "LSTM", "GRU", "RNN")
+_INTEGER_WEIGHTS = {
+    "MatMulInteger": 1,
+    "ConvInteger": 1,
+    "QLinearMatMul": 3,
+    "QLinearConv": 3,
+    "QGemm": 3,
+    "QAttention": 1,
+    "DynamicQuantizeLSTM": 1,
+    "DynamicQuantizeMatMul": 1,
+    "MatMulIntegerToFloat": 1,
+    "MatMulNBits": 1,
+    "GatherBlockQuantized": 0,
+}
+"""Operators, ONNX Runtime's own among them, that read a weight as integers, and the input that it is."""
 _FLOORS = {16: 20.0, 8: 20.0, 4: 6.0, 3: 3.0, 2: 0.0}
 
 
@@ -133,7 +147,10 @@ class QuantizeWeights(Pass):
                     layer.done[detail] = None
         return PassResult(
             tuple(Rewritten(layer.site, layer.story()) for layer in layers.values() if layer.done),
-            tuple(Skipped(layer.site, layer.story()) for layer in layers.values() if not layer.done),
+            (
+                *(Skipped(layer.site, layer.story()) for layer in layers.values() if not layer.done),
+                *_quantized_already(view),
+            ),
         )
 
     def _looked_at(self, view: GraphView, weights: Mapping[int, Weight]) -> Iterator[tuple[Weight, Seen]]:
@@ -218,6 +235,17 @@ class _Layer:
     def story(self) -> str:
         """Return what was done, then what was not and why."""
         return "; ".join([*self.done, *self.kept])
+
+
+def _quantized_already(view: GraphView) -> Iterator[Skipped]:
+    """Tell of layers that compute on integers."""
+    for node in view.nodes():
+        index = _INTEGER_WEIGHTS.get(node.op)
+        if index is None or index >= len(node.inputs):
+            continue
+        values = view.array(node.inputs[index])
+        if values is not None and values.dtype.kind in "iu":
+            yield Skipped(view.site(node), f"{node.inputs[index].name!r} holds {values.dtype} values for {node.op}")
 
 
 def _is_site(view: GraphView, weight: Weight) -> bool:

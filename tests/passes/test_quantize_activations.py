@@ -68,6 +68,15 @@ def constants(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
+def test_layers_without_an_integer_kernel_are_told_of() -> None:
+    proto = model(
+        """g (float[3,2,8] x) => (float[3,1,2,16] y) { y = RNN<hidden_size = 16>(x, w, r) }""",
+        w=draw(1, 16, 8),
+        r=draw(1, 16, 16, seed=1),
+    )
+    assert_skips(QuantizeActivations(), proto, "RNN computes on floats; quantize-weights can store 'r' small")
+
+
 def test_placement_and_values() -> None:
     before, x = residual_net(), draw(24, 3, 12, 12, seed=9)
     after, result = calibrated(before, x, bias_correction=False)

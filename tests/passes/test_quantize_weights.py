@@ -443,6 +443,12 @@ def test_refuses_what_is_quantized_already() -> None:
     assert_skips(QuantizeWeights(), after, "'w' is quantized already")
 
 
+def test_refuses_layers_that_compute_on_integers() -> None:
+    text = "g (uint8[2,24] x) => (int32[2,24] y) { y = MatMulInteger(x, w) }"
+    before = model(text, w=np.arange(24 * 24, dtype=np.int32).reshape(24, 24).astype(np.int8))
+    assert_skips(QuantizeWeights(), before, "'w' holds int8 values for MatMulInteger")
+
+
 def test_a_veto_holds_for_all_who_share_the_weight() -> None:
     text = """g (float[2,24] x) => (float[2,24] y, float[2,24] z, float[2,24] v) {
         y = MatMul(x, w)
