@@ -61,7 +61,12 @@ class Pass(ABC):
 
 
 class SitePass(Pass):
-    """A local rewrite: the base class walks the sites and turns Skip into data."""
+    """A local rewrite: the base class walks the sites and turns Skip into data.
+
+    ``repeats`` says that one rewrite can open the way to another: then it walks until nothing more is rewritten.
+    """
+
+    repeats: ClassVar[bool] = False
 
     @abstractmethod
     def sites(self, view: GraphView) -> Iterator[gs.Node]:
@@ -78,6 +83,15 @@ class SitePass(Pass):
     def run(self, view: GraphView) -> PassResult:
         """Rewrite site by site; a site that an earlier rewrite removed is passed over."""
         rewritten: list[Rewritten] = []
+        while True:
+            found, skipped = self._sweep(view)
+            rewritten += found
+            if not found or not self.repeats:
+                return PassResult(tuple(rewritten), tuple(skipped))
+
+    def _sweep(self, view: GraphView) -> tuple[list[Rewritten], list[Skipped]]:
+        """Go over all sites once."""
+        rewritten: list[Rewritten] = []
         skipped: list[Skipped] = []
         for node in list(self.sites(view)):
             if view.edit.is_removed(node):
@@ -91,7 +105,7 @@ class SitePass(Pass):
             except Exception as error:
                 error.add_note(f"at site {site!r}")
                 raise
-        return PassResult(tuple(rewritten), tuple(skipped))
+        return rewritten, skipped
 
 
 def options(kind: type[Pass]) -> list[tuple["dataclasses.Field[Any]", Any]]:

@@ -40,6 +40,31 @@ def model(text: str, opset: int = 17, ir_version: int = 8, **weights: NDArray[An
     return proto
 
 
+def draw(*shape: int, seed: int = 0, dtype: Any = np.float32) -> NDArray[Any]:
+    """Draw a normal weight; other shapes and seeds give other numbers."""
+    return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
+
+
+def draw_batchnorm(channels: int, seed: int = 0, dtype: Any = np.float32, prefix: str = "") -> dict[str, NDArray[Any]]:
+    """Draw the parameters g, b, m, v of a BatchNormalization that break careless arithmetic.
+
+    Gammas have both signs, one is zero and one is large; one variance is tiny and one is large; means are not zero.
+    """
+    rng = np.random.default_rng(seed)
+    gamma, var = rng.uniform(-2, 2, channels), rng.uniform(0.5, 2, channels)
+    gamma[0], var[-1] = 0, 1e-4
+    if channels > 2:
+        gamma[1], var[2] = 40, 300
+    values = {"g": gamma, "b": rng.standard_normal(channels), "m": rng.standard_normal(channels), "v": var}
+    return {prefix + key: value.astype(dtype) for key, value in values.items()}
+
+
+def read_by(text: str, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return those weights that the nodes of a text name."""
+    words = set(re.split(r"[\s(),]+", text.partition("=>")[2]))
+    return {name: values for name, values in weights.items() if name in words}
+
+
 def random_feeds(proto: onnx.ModelProto, seed: int, dynamic: int = 2) -> dict[str, NDArray[Any]]:
     """Draw one input for each graph input: normal floats, integers from 0 to 3; unknown dimensions get ``dynamic``."""
     rng = np.random.default_rng(seed)

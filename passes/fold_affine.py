@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from graphopt import FloatExact, GraphView, PassResult, Rewritten, SitePass, Skip, option
+from graphopt import FloatExact, GraphView, SitePass, Skip, option
 from graphopt.graph import affine as algebra
 from graphopt.graph.affine import Change
 
@@ -30,17 +30,9 @@ class FoldAffine(SitePass):
     name = "fold-affine"
     contract = FloatExact(rtol=1e-4, atol=1e-5)
     keeps_facts = True
+    repeats = True
 
     norms: bool = option(True, "Also move the scale and bias of normalizations into the layers that read them.")
-
-    def run(self, view: GraphView) -> PassResult:
-        """Go over the graph until nothing more folds: one fold can open the way to another."""
-        rewritten: list[Rewritten] = []
-        while True:
-            result = super().run(view)
-            rewritten += result.rewritten
-            if not result.rewritten:
-                return PassResult(tuple(rewritten), result.skipped)
 
     def sites(self, view: GraphView) -> Iterator[gs.Node]:
         """Yield the arithmetic with constants, and the normalizations that scale or shift."""

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from graphopt import FloatExact, GraphView, PassResult, Rewritten, SitePass, Skip
+from graphopt import FloatExact, GraphView, SitePass, Skip
 from graphopt.graph import affine as algebra
 from graphopt.graph.affine import Affine, Change
 
@@ -36,15 +36,7 @@ class FoldBatchNorm(SitePass):
     name = "fold-batchnorm"
     contract = FloatExact(rtol=1e-4, atol=1e-5)
     keeps_facts = True
-
-    def run(self, view: GraphView) -> PassResult:
-        """Go over the graph until nothing more folds: one fold can open the way to another."""
-        rewritten: list[Rewritten] = []
-        while True:
-            result = super().run(view)
-            rewritten += result.rewritten
-            if not result.rewritten:
-                return PassResult(tuple(rewritten), result.skipped)
+    repeats = True
 
     def sites(self, view: GraphView) -> Iterator[gs.Node]:
         """Yield every BatchNormalization."""

@@ -4,35 +4,16 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.view import GraphView, is_op
 
+ACTIVATIONS = (
+    *("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Gelu", "Mish", "Erf"),
+    *("Softplus", "Clip"),
+)
+"""Operators that work on each element alone."""
+
 PARAMETER_FREE = (
-    "Relu",
-    "LeakyRelu",
-    "Elu",
-    "Selu",
-    "Celu",
-    "Sigmoid",
-    "HardSigmoid",
-    "HardSwish",
-    "Tanh",
-    "Gelu",
-    "Mish",
-    "Erf",
-    "Softplus",
-    "Clip",
-    "Add",
-    "Sum",
-    "Softmax",
-    "LogSoftmax",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "ReduceMean",
-    "Flatten",
-    "Reshape",
-    "Transpose",
-    "Identity",
-    "Concat",
+    *ACTIVATIONS,
+    *("Add", "Sum", "Softmax", "LogSoftmax", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
+    *("ReduceMean", "Flatten", "Reshape", "Transpose", "Identity", "Concat"),
 )
 """Operators without weights: no pass changes what they compute, only what they are given."""
 

@@ -4,34 +4,15 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graphopt.graph.correspondence import Correspondence
+from graphopt.graph.correspondence import ACTIVATIONS, Correspondence
 from graphopt.graph.view import GraphView, is_op
 
 Indices = NDArray[np.int64]
 
 CHANNELWISE = (
-    "Relu",
-    "LeakyRelu",
-    "Elu",
-    "Selu",
-    "Sigmoid",
-    "HardSigmoid",
-    "HardSwish",
-    "Tanh",
-    "Gelu",
-    "Clip",
-    "Add",
-    "Mul",
-    "Identity",
-    "BatchNormalization",
-    "MaxPool",
-    "AveragePool",
-    "GlobalAveragePool",
-    "GlobalMaxPool",
-    "ReduceMean",
-    "Flatten",
-    "Reshape",
-    "Dropout",
+    *ACTIVATIONS,
+    *("Add", "Mul", "Identity", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
+    *("ReduceMean", "Flatten", "Reshape", "Dropout"),
 )
 """Operators that keep channels in place, at least where their number stays the same."""
 

@@ -227,7 +227,8 @@ def test_malformed_nodes_are_unknown() -> None:
 def test_what_both_branches_tell_is_known_of_an_if() -> None:
     proto = model(
         "g (bool c, float[N,3] x) => (float[A,B] y) { h = If (c) <"
-        "then_branch = yes () => (float[A,B] t) { t = Relu(x) }, else_branch = no () => (float[A,B] e) { e = Concat<axis = 0>(x, x) }> s = Shape(h) y = Expand(h, s) }"
+        "then_branch = yes () => (float[A,B] t) { t = Relu(x) }, "
+        "else_branch = no () => (float[A,B] e) { e = Concat<axis = 0>(x, x) }> s = Shape(h) y = Expand(h, s) }"
     )
     subject = from_proto(proto)
     facts = Facts(subject)
