@@ -414,6 +414,16 @@ def test_an_old_opset_keeps_its_attributes() -> None:
     assert shape_of(after, "v") == (5, 3, 1, 1)
 
 
+def test_constants_that_are_no_layer_s_go_untold() -> None:
+    """Anchors: what they are nought in is idle, but nothing that anybody calls a channel."""
+    text = "g (float[N,5,4] x) => (float[N,5,4] y) { a = Mul(x, m) b = Add(a, s) y = Relu(b) }"
+    for m, s in ((weight(5, 4, dead=(1,)), weight(5, 4, dead=(1, 2))), (weight(4, dead=(3,)), weight(4, dead=(3,)))):
+        after, result = run_alone(create("prune-channels"), model(text, m=m, s=s))
+        assert not result.rewritten
+        assert not result.skipped
+        assert after.SerializeToString() == model(text, m=m, s=s).SerializeToString()
+
+
 # -- bodies ------------------------------------------------------------------------------------------------------------
 
 BODY = {"w": weight(6, 3, 3, 3, dead=(1, 4)), "v": weight(3, 6, 3, 3)}
@@ -432,8 +442,8 @@ def with_functions(
     calls: str, *functions: tuple[str, list[str]], opset: int = 17, **weights: np.ndarray
 ) -> onnx.ModelProto:
     """Return a model that calls local functions; each is given as text and the weights that lie in it."""
-    text = f'<ir_version: 8, opset_import: ["": 17, "local": 1]> g (float[N,3,12,12] x) => (float[N,3,H,W] y) {{ {calls} }}'
-    proto = onnx.parser.parse_model(text)
+    head = '<ir_version: 8, opset_import: ["": 17, "local": 1]> g (float[N,3,12,12] x) => (float[N,3,H,W] y)'
+    proto = onnx.parser.parse_model(f"{head} {{ {calls} }}")
     for body, inside in functions:
         function = onnx.parser.parse_function(f'<domain: "local", opset_import: ["": {opset}]> {body}')
         layers = list(function.node)

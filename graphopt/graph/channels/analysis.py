@@ -15,6 +15,7 @@ from graphopt.graph.channels.storage import Storage
 from graphopt.graph.channels.table import transfer_of
 from graphopt.graph.view import GraphView, is_op
 
+_ELEMENTWISE = ("Add", "Sub", "Mul", "Div", "Sum", "Max", "Min", "Pow", "Concat", "Expand", "Where")
 _SHAPED = ("Expand", "Reshape", "Slice", "CastLike", "Tile")
 
 
@@ -207,7 +208,7 @@ class Channels:
                 fresh = roots[needed & ~constant]
                 witness[fresh[witness[fresh] < 0]] = index
                 reader[roots[needed & constant]] = index
-        idle &= self.present & ~gone & (np.arange(len(self.root)) == self.root)
+        idle &= self.present & ~gone & self._layered & (np.arange(len(self.root)) == self.root)
         idle[[group for group, reason in self.dear.items() if not reason]] = False
         counts: dict[tuple[str, str], int] = {}
         for group in [int(index) for index in np.flatnonzero(idle)]:
@@ -223,6 +224,16 @@ class Channels:
             (site, f"{count} idle channel{'s stay' if count > 1 else ' stays'}: {reason}")
             for (site, reason), count in [*counts.items(), *self._handed_in()]
         ]
+
+    @cached_property
+    def _layered(self) -> Mask:
+        """Which groups some layer makes, scales or reads, rather than element-wise operators alone such as on anchors."""
+        found = np.zeros(len(self.root), dtype=bool)
+        for use in self.labels.uses.values():
+            for axis, label in use.axes.items():
+                if use.roles[axis] != "aside" and not is_op(use.readers[axis], *_ELEMENTWISE):
+                    found[self.root[label]] = True
+        return found
 
     def _handed_in(self) -> Iterator[tuple[tuple[str, str], int]]:
         """Yield layers in bodies whose weights come in from outside, with what is nought in those."""
