@@ -227,7 +227,7 @@ class Channels:
 
     @cached_property
     def _layered(self) -> Mask:
-        """Which groups some layer makes, scales or reads, rather than element-wise operators alone such as on anchors."""
+        """Which groups some layer makes, scales or reads, and not element-wise operators alone, as of anchors."""
         found = np.zeros(len(self.root), dtype=bool)
         for use in self.labels.uses.values():
             for axis, label in use.axes.items():
