@@ -14,6 +14,7 @@ from graphopt.graph.dequantize import (
     FP16_SCALE_OPSET,
     PREFERRED_OPSET,
     Writer,
+    has_to_lie_flat,
     is_dequantized,
     lowest_opset,
     overhead,
@@ -182,7 +183,8 @@ class QuantizeWeights(Pass):
             best, how = seen.round(values, best), " by GPTQ"
         if seen is not None and self.bias_correction and seen.correct_bias(view, values, best):
             how += " with its bias corrected"
-        Writer(view, weight.source, weight.home, values.dtype).write(best, self.representation)
+        flat = any(has_to_lie_flat(view, use.layer, values.shape) for use in weight.uses)
+        Writer(view, weight.source, weight.home, values.dtype).write(best, self.representation, flat)
         detail = f"{name!r} to {best.affine.kind.title} {best.grouping}, {best.sqnr_db:.1f} dB{how}"
         if not failed:
             return detail

@@ -1,5 +1,6 @@
 """Puts a quantized weight into the graph, in place of the float tensor that it stands for."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ PREFERRED_OPSET = 19
 FP16_SCALE_OPSET = 19
 PER_AXIS_OPSET = 13
 BLOCK_OPSET = 21
+_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 _CAST_OPSETS = {"int4": 21, "uint4": 21, "int3": 21, "uint3": 21, "int2": 25, "float8": 19}
 
 
@@ -37,12 +39,17 @@ class Writer:
         self._name = str(source.name)
         self._dtype = dtype
 
-    def write(self, quantized: Quantized, form: Representation) -> None:
+    def write(self, quantized: Quantized, form: Representation, flat: bool = False) -> None:
         """Make the readers of the tensor read its quantized form; the float tensor stays only in the form ``qdq``.
 
-        A Cast follows where the type of the scales is not the type of the tensor.
+        A Cast follows where the type of the scales is not the type of the tensor. ``flat`` (not in the form ``qdq``)
+        stores a matrix, and a Reshape follows; all axes from the third on have to be of size one.
         """
-        result = self._result(form)
+        result = whole = self._result(form)
+        if flat and form != "qdq":
+            result = self._view.edit.variable(f"{self._name}_m")
+            self._add("Reshape", [result, self._constant("h", np.array(quantized.levels.shape, np.int64))], whole)
+            quantized = _as_matrix(quantized)
         same = quantized.scale.dtype == self._dtype
         last = result if same else self._view.edit.variable(f"{self._name}_f")
         {"dq": self._dq, "qdq": self._qdq, "mul": self._mul}[form](quantized, last)
@@ -123,6 +130,17 @@ class Writer:
         self._view.edit.add_node(self._near, op, inputs, [output], attrs).name = ""
 
 
+def _as_matrix(quantized: Quantized) -> Quantized:
+    """Drop the axes from the third on, which are of size one."""
+    zero = quantized.zero_point
+    return replace(
+        quantized,
+        levels=quantized.levels.reshape(quantized.levels.shape[:2]),
+        scale=quantized.scale.reshape(quantized.scale.shape[:2]),
+        zero_point=None if zero is None else zero.reshape(zero.shape[:2]),
+    )
+
+
 def _axis(grouping: Grouping) -> dict[str, int]:
     """Return the attributes of QuantizeLinear and DequantizeLinear."""
     attrs = {} if grouping.axis is None else {"axis": grouping.axis}
@@ -136,6 +154,25 @@ def _onnx_type(dtype: "np.dtype[Any]") -> int:
 def overhead(name: str) -> int:
     """Return about how many bytes of graph a quantized weight of this name takes over the float one."""
     return 80 + 5 * len(name.encode())
+
+
+def has_to_lie_flat(view: GraphView, layer: gs.Node, shape: tuple[int, ...]) -> bool:
+    """Whether OpenVINO (2026.4) could not load this layer if its weight of this shape were integers of the same shape.
+
+    It turns a convolution with a kernel of 1 x 1 into a matrix product where a Split comes before it and its output is
+    reshaped, as in the attention of YOLO 11, and fails at the Split; a Reshape behind the integers keeps it from that.
+    """
+    if len(shape) != 4 or shape[2:] != (1, 1) or not is_op(layer, "Conv") or layer.attrs.get("group", 1) != 1:
+        return False
+    before = view.producer(layer.inputs[0])
+    while before is not None and is_op(before, "Identity", *_RESHAPES):
+        before = view.producer(before.inputs[0])
+    if before is None or sum(bool(out.name) for out in before.outputs) < 2:
+        return False
+    behind = view.readers(layer.outputs[0])
+    while len(behind) == 1 and is_op(behind[0], "Identity", "Add"):
+        behind = view.readers(behind[0].outputs[0])
+    return any(is_op(node, *_RESHAPES) for node in behind)
 
 
 def is_dequantized(view: GraphView, tensor: gs.Tensor) -> bool:

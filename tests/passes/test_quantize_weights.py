@@ -443,6 +443,29 @@ def test_refuses_what_is_quantized_already() -> None:
     assert_skips(QuantizeWeights(), after, "'w' is quantized already")
 
 
+@pytest.mark.parametrize("more", ["", "s = Squeeze(b, n0) b2 = Unsqueeze(s, n0)"], ids=["at once", "moved"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"representation": "mul", "symmetric": False}, {"dtype": "int4", "granularity": "block", "block_size": 4}],
+    ids=["dq", "mul", "blocks"],
+)
+def test_small_kernel_between_a_split_and_a_reshape_loads_everywhere(options: dict[str, Any], more: str) -> None:
+    before = model(
+        f"""g (float[1,16,5,5] x) => (float[1,4,4,25] y) {{
+        k = Constant<value_ints = [8, 8]>() n0 = Constant<value_ints = [0]>() h = Constant<value_ints = [1, 4, 4, 25]>()
+        a, b = Split<axis = 1>(x, k) {more} c = Conv({"b2" if more else "b"}, w, d) y = Reshape(c, h) }}""",
+        opset=21,
+        ir_version=10,
+        w=draw(16, 8, 1, 1),
+        d=draw(16, seed=1),
+    )
+    after, result = run_alone(QuantizeWeights(**options), before)
+    assert [told.site for told in result.rewritten] == ["c"]
+    assert {"w_q"} <= {each.name for each in after.graph.initializer}
+    assert len(run_everywhere(after, random_feeds(before, 0))) == 4
+    assert not run_alone(QuantizeWeights(**options), after)[1].rewritten
+
+
 def test_refuses_layers_that_compute_on_integers() -> None:
     text = "g (uint8[2,24] x) => (int32[2,24] y) { y = MatMulInteger(x, w) }"
     before = model(text, w=np.arange(24 * 24, dtype=np.int32).reshape(24, 24).astype(np.int8))
