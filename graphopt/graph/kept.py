@@ -11,7 +11,18 @@ Indices = NDArray[np.int64]
 
 CHANNELWISE = (
     *ACTIVATIONS,
-    *("Add", "Mul", "Identity", "BatchNormalization", "MaxPool", "AveragePool", "GlobalAveragePool", "GlobalMaxPool"),
+    *(
+        "Add",
+        "Mul",
+        "Div",
+        "Transpose",
+        "Identity",
+        "BatchNormalization",
+        "MaxPool",
+        "AveragePool",
+        "GlobalAveragePool",
+        "GlobalMaxPool",
+    ),
     *("ReduceMean", "Flatten", "Reshape", "Dropout"),
 )
 """Operators that keep channels in place, at least where their number stays the same."""
@@ -34,13 +45,44 @@ class KeptChannels:
         self._tensors = {str(t.name): t for node in original.model.graph.nodes for t in node.outputs if t.name}
         self._kept: dict[int, Indices] = {}
         for node in view.model.graph.nodes:
-            found = self._layer(node) if is_op(node, "Conv", "Gemm", "MatMul") else self._passed_on(node)
+            if is_op(node, "Gather", "Slice"):
+                found = self._picked(node)
+            else:
+                found = self._layer(node) if is_op(node, "Conv", "Gemm", "MatMul") else self._passed_on(node)
             if found is not None:
                 self._kept[id(node.outputs[0])] = found
 
     def of(self, tensor: gs.Tensor) -> Indices | None:
         """Return the original's channels that are left in ``tensor``, or None if that is unknown."""
         return self._kept.get(id(tensor))
+
+    def _picked(self, node: gs.Node) -> Indices | None:
+        """Return the channels that a Gather or Slice along the last axis, or the second of images, picks of its input.
+
+        Whether the input had all channels of the original is for the rows of the layers behind to show.
+        """
+        bounds = [self._view.array(tensor) for tensor in node.inputs[1:]]
+        rank = len(self._view.shape(node.inputs[0]) or ())
+        if any(values is None for values in bounds) or not bounds or not rank:
+            return None
+        if node.op == "Gather":
+            axis, places = int(node.attrs.get("axis", 0)), np.asarray(bounds[0], dtype=np.int64)
+        elif len(bounds) == 3 and all(values is not None and values.size == 1 for values in bounds):
+            start, end, axis = (int(np.ravel(values)[0]) for values in bounds if values is not None)
+            places = np.arange(start, end)
+        else:
+            return None
+        if (
+            places.ndim != 1
+            or not places.size
+            or places.min() < 0
+            or axis % rank not in (rank - 1, 1 if rank > 2 else 0)
+        ):
+            return None
+        before = self._kept.get(id(node.inputs[0]))
+        if before is None:
+            return places
+        return before[places] if places.max() < len(before) else None
 
     def _passed_on(self, node: gs.Node) -> Indices | None:
         """Return the channels of the inputs, if the operator keeps them and they agree."""

@@ -7,6 +7,10 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from graphopt.graph import GraphView
+from graphopt.graph.correspondence import Correspondence
+from graphopt.graph.kept import KeptChannels
+from graphopt.model import from_proto
 from graphopt.registry import create
 from graphopt.runtime.session import Session
 from graphopt.testing import assert_rewrites, assert_skips, model, random_feeds, run_alone
@@ -228,3 +232,24 @@ def test_the_foretold_saving_is_what_is_saved() -> None:
     pruned, _ = run_alone(create(PRUNE), zeroed)
     sizes = [sum(int(np.prod(shape)) for shape in shapes(each).values()) for each in (proto, pruned)]
     assert f"{sizes[0] - sizes[1]:,} of {sizes[0]:,} parameters" in result.rewritten[0].detail
+
+
+@pytest.mark.parametrize("dead", [(1, 4), (0, 7)], ids=["Gather", "Slice"])
+def test_what_is_left_can_be_told_from_the_original(dead: tuple[int, ...]) -> None:
+    text = "h = MatMul(n, w) r = Relu(h) y = MatMul(r, v)"
+    original = normalized(FUSED, text, g=weight(8), b=weight(8), w=weight(8, 80), v=weight(80, 64))
+    zeroed = onnx.ModelProto.FromString(original.SerializeToString())
+    gone: dict[str, Any] = {"g": list(dead), "b": list(dead), "w": np.s_[:, [3, 5]]}
+    for tensor in zeroed.graph.initializer:
+        if tensor.name != "v":
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array[gone[tensor.name]] = 0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    pruned = GraphView(from_proto(run_alone(create(PRUNE), zeroed)[0]))
+    before = GraphView(from_proto(original))
+    kept = KeptChannels(pruned, before, Correspondence(pruned, before))
+    tensors = {out.name: out for node in pruned.nodes() for out in node.outputs}
+    for name, size, lost in (("n_picked", 8, dead), ("h", 80, (3, 5))):
+        found = kept.of(tensors[name])
+        assert found is not None
+        assert found.tolist() == [place for place in range(size) if place not in lost]
