@@ -24,8 +24,8 @@ class EliminateNoops(Pass):
        where nothing else reads what is between; multiplications by a number; MatMul of matrices with the Add of a
        constant, which are a Gemm.
     3. Simpler: CastLike becomes Cast; SplitToSequence with SequenceAt becomes Split; a Split of which one part is used
-       becomes a Slice; optional outputs that nothing reads lose their names; an LSTM, GRU or RNN whose initial state is
-       zero goes without it.
+       becomes a Slice; optional outputs, results of If and what a Loop collects go if nothing
+       reads them; an LSTM, GRU or RNN whose initial state is zero goes without it.
     4. Inlined: the branch of an If that is always taken; the body of a Loop that runs just once. A Loop that never runs
        gives out what it starts from, and any other carries only what changes.
 

@@ -236,6 +236,18 @@ class Edit:
         self.remove([node])
         return moved
 
+    def drop_result(self, node: gs.Node, index: int, index_in_bodies: int) -> None:
+        """Let a node with subgraphs no longer give out the result in a slot, nor its subgraphs what stands for it."""
+        out = node.outputs[index]
+        list.__delitem__(node.outputs, index)
+        _drop_once(out.inputs, node)
+        for body in bodies(node):
+            given = body.outputs.pop(index_in_bodies)
+            self._unread.append(given)
+            own = [place for place, (_, tensor) in enumerate(body.output_infos) if tensor is given]
+            for place in own[:1]:
+                del body.output_infos[place]
+
     def remove(self, nodes: Iterable[gs.Node]) -> None:
         """Flag nodes, and those in their subgraphs, as removed; ``settle`` unlinks them."""
         waiting = list(nodes)

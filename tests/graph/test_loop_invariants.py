@@ -89,8 +89,13 @@ def test_what_is_collected_too_stays() -> None:
     body = PLAIN.replace("float[2,4] r)", "float[2,4] r, float[4,6] wi)").replace(
         "bool d, float[4,6] wi", "bool d, float[4,6] p"
     )
-    after = clean(loop(body.replace("{ d", "{ p = Identity(wi) d"), results="wo, vo, y, all"))
+    read = "first = Sin(last) y = Identity(first)"
+    sizes = "k = Shape(all) f = Cast<to = 1>(k) m = ReduceMax<keepdims = 0>(f) z = Mul(m, nil) y = Add(last, z)"
+    body = body.replace("{ d", "{ p = Identity(wi) d")
+    after = clean(loop(body, results="wo, vo, last, all", rest=sizes, nil=np.float32([0.5])))
     assert carried(after) == 2
+    after = clean(loop(body, results="wo, vo, last, all", rest=read))
+    assert carried(after) == 1, "what is collected for nobody is not in the way"
 
 
 def test_a_name_that_means_something_else_inside_stays() -> None:

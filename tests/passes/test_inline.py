@@ -167,6 +167,32 @@ def test_other_loops_stay(trips: int, cond: str, last: str) -> None:
     check_equal(proto, after)
 
 
+@pytest.mark.parametrize("opset", [9, 11, 17, 21])
+def test_unread_results_of_an_if_go(opset: int) -> None:
+    text = (
+        "p, q, r = If (c) <then_branch = yes () => (float[N,3] a, float[N,3] b, float[N,3] d) "
+        "{ a = Relu(x) b = Exp(a) d = Sin(x) }, else_branch = no () => (float[N,3] e, float[N,3] f, float[N,3] h) "
+        "{ e = Neg(x) f = Cos(x) h = Abs(f) }> y = Neg(q)"
+    )
+    proto = model(f"g (bool c, float[N,3] x) => (float[N,3] y) {{ {text} }}", opset)
+    for truth in (True, False):
+        feeds = {"c": np.array(truth), "x": np.array([[1, -2, 3]], np.float32)}
+        after = assert_rewrites(PASS, proto, ops={"If": 1, "Neg": 1}, feeds=feeds)
+    assert len(after.graph.node[0].output) == 1
+    after, _ = run_alone(create("eliminate-dead"), after)
+    assert [[n.op_type for n in a.g.node] for a in after.graph.node[0].attribute] == [["Relu", "Exp"], ["Cos"]]
+
+
+def test_what_a_loop_collects_for_nobody_goes() -> None:
+    text = LOOP.format(cond="go", last=KEEP).replace(", float[M,N,3] z)", ")")
+    proto = model(text, trips=np.array(3), go=YES)
+    after, _ = run_alone(PASS, proto)
+    assert [len(node.output) for node in after.graph.node] == [1]
+    check_equal(proto, after)
+    after, _ = run_alone(create("eliminate-dead"), after)
+    assert "s" not in [out for node in after.graph.node[0].attribute[0].g.node for out in node.output]
+
+
 def check_equal(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
     """Compare bit by bit, for two batch sizes, on ONNX Runtime without its optimizations."""
     onnx.checker.check_model(after, full_check=True)

@@ -15,8 +15,10 @@ def inline_branch(place: Place) -> str | None:
     """Put the branch that an If always takes in its place."""
     node = place.node
     chosen = _truth(place, node.inputs[0])
+    if chosen is None:
+        return _drop_unread(place, 0, 0)
     branch = node.attrs.get("then_branch" if chosen else "else_branch")
-    if chosen is None or not isinstance(branch, gs.Graph) or len(branch.outputs) != len(node.outputs):
+    if not isinstance(branch, gs.Graph) or len(branch.outputs) != len(node.outputs):
         return None
     pairs = list(zip(node.outputs, branch.outputs, strict=True))
     if not _may_need_identities(place, pairs):
@@ -59,6 +61,32 @@ def inline_loop(place: Place) -> str | None:
             _stack(place, source, out)
     _give_out(place, moved, list(zip(outputs[:carried], results[:carried], strict=True)))
     return "runs just once"
+
+
+def drop_unread_stacks(place: Place) -> str | None:
+    """Let a Loop no longer collect what nothing reads."""
+    return _drop_unread(place, max(0, len(place.node.inputs) - 2), 1)
+
+
+def _drop_unread(place: Place, first: int, offset: int) -> str | None:
+    """Drop those results, from the slot ``first`` on, that nothing reads; ``offset`` slots later in the bodies.
+
+    One result stays at least.
+    """
+    node, view = place.node, place.view
+    unread = [
+        index
+        for index, out in enumerate(node.outputs)
+        if index >= first and not (out.name and (view.readers(out) or view.is_output(out)))
+    ]
+    aligned = all(len(body.outputs) == len(node.outputs) + offset for body in bodies(node))
+    if len(unread) == len(node.outputs):
+        unread = unread[1:]
+    if not unread or not aligned:
+        return None
+    for index in reversed(unread):
+        view.edit.drop_result(node, index, index + offset)
+    return f"{len(unread)} unused outputs"
 
 
 def _truth(place: Place, tensor: gs.Tensor) -> bool | None:

@@ -2,15 +2,15 @@
 
 import onnx_graphsurgeon as gs
 
-from graphopt.graph.noops.inline import given_out_below, inline_loop
+from graphopt.graph.noops.inline import drop_unread_stacks, given_out_below, inline_loop
 from graphopt.graph.noops.place import Place
 from graphopt.graph.view import is_op
 from graphopt.model.order import bodies
 
 
 def simplify_loop(place: Place) -> str | None:
-    """Put the body in the Loop's place if its course is known; else carry only what changes."""
-    return inline_loop(place) or _carry_less(place)
+    """Put the body in the Loop's place if its course is known; else carry what changes and collect what is read."""
+    return inline_loop(place) or _carry_less(place) or drop_unread_stacks(place)
 
 
 def _carry_less(place: Place) -> str | None:
