@@ -23,7 +23,7 @@ NETS = {"resnet": "fmnist_resnet14_bn.onnx", "mobilenet": "fmnist_mobilenetv2s_b
 SEEDS = range(5)
 WAYS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "channels": (("l1", "l2", "activation", "gradient", "taylor", "random"), (0.1, 0.2, 0.3, 0.5, 0.7)),
-    "weights": (("magnitude", "gradient", "taylor"), (0.5, 0.7, 0.9)),
+    "weights": (("magnitude", "gradient", "taylor"), (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)),
 }
 """The passes, ``zero-`` and this, with their criteria and ratios."""
 

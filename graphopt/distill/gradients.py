@@ -8,6 +8,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
+from graphopt.distill.lowering import lower
 from graphopt.distill.seeds import without_seed_axis
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.numerics.patches import same_pads
@@ -87,7 +88,7 @@ def differentiate(proto: onnx.ModelProto, wanted: Iterable[str]) -> onnx.ModelPr
 
 
 def with_shapes(proto: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
-    """Return the model with every shape fixed as measured on ``feeds``, and automatic padding written out."""
+    """Return the model with every shape fixed as measured on ``feeds``, and written in operators that have rules."""
     fixed = onnx.ModelProto()
     fixed.CopyFrom(proto)
     for info in fixed.graph.input:
@@ -112,6 +113,7 @@ def with_shapes(proto: onnx.ModelProto, feeds: Feeds) -> onnx.ModelProto:
     shapes = {name: value.shape for name, value in arrays.items()}
     shapes |= {info.name: np.shape(feeds[info.name]) for info in fixed.graph.input if info.name in feeds}
     shapes |= {tensor.name: tuple(tensor.dims) for tensor in fixed.graph.initializer}
+    lower(fixed, {**{name: np.asarray(value) for name, value in feeds.items()}, **arrays})
     for node in fixed.graph.node:
         if node.op_type in ("Conv", "AveragePool", "MaxPool") and node.domain in ("", "ai.onnx"):
             _write_out_pads(node, shapes)
