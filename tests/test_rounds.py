@@ -8,7 +8,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 import graphopt
-from graphopt import BitExact, GraphView, SitePass, option
+from graphopt import BitExact, GraphView, Pass, PassResult, SitePass, option
 from graphopt.testing import model
 
 RUNS: list[tuple[str, ...]] = []
@@ -60,3 +60,41 @@ def test_a_pass_at_rest_is_not_run_again() -> None:
     result = graphopt.optimize(proto, [Double(), Double()], fixed_point=True)
     assert result.ok
     assert RUNS == [("b",), (), ()]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whisper(Pass):
+    """Change an attribute, and say nothing of it."""
+
+    name = "whisper"
+    contract = BitExact()
+    keeps_facts = True
+
+    change: bool = option(True, "Whether to change it.")
+
+    def run(self, view: GraphView) -> PassResult:
+        """Change the graph if asked to, and note what was there."""
+        (node,) = view.nodes("LeakyRelu")
+        SEEN.append((id(view.model), node.attrs["alpha"]))
+        if self.change:
+            node.attrs["alpha"] = 0.75
+        return PassResult()
+
+
+SEEN: list[tuple[int, float]] = []
+
+
+def test_an_untouched_copy_serves_the_next_pass_and_a_touched_one_does_not() -> None:
+    proto = model("g (float[N,4] x) => (float[N,4] y) { y = LeakyRelu<alpha = 0.5>(x) }")
+    SEEN.clear()
+    passes = [Whisper(change=False), Whisper(change=False), Whisper(), Whisper(change=False)]
+    result = graphopt.optimize(proto, passes, check=False, keep_going=True)
+    assert [value for _, value in SEEN] == [0.5] * 4
+    assert SEEN[0][0] == SEEN[1][0] == SEEN[2][0]
+    assert [each.failure for each in result.report.passes] == [
+        "",
+        "",
+        "says that it rewrote nothing but changed the graph",
+        "",
+    ]
+    assert result.model.graph.node[0].attribute[0].f == 0.5

@@ -8,6 +8,7 @@ from onnx import numpy_helper, parser
 
 from graphopt.graph import Edit
 from graphopt.model import Model, fingerprint, from_proto
+from graphopt.model.fingerprint import is_untouched, outline
 
 
 def model() -> Model:
@@ -71,7 +72,23 @@ def set_metadata(subject: Model) -> None:
     subject.header.metadata_props.add(key="k", value="v")
 
 
+def rename(subject: Model) -> None:
+    subject.graph.nodes[0].outputs[0].name = "other"
+
+
+def set_type_of_attribute(subject: Model) -> None:
+    subject.graph.nodes[2].attrs["alpha"] = 0
+
+
+def cross_wires(subject: Model) -> None:
+    first, second = subject.graph.nodes[:2]
+    list.__setitem__(second.inputs, 0, first.inputs[0])
+
+
 CHANGES = {
+    "name": rename,
+    "type of an attribute": set_type_of_attribute,
+    "wires": cross_wires,
     "big weight": set_weight(0, 2.0),
     "small weight": set_weight(1, 2.0),
     "attribute": set_attribute,
@@ -89,3 +106,26 @@ def test_a_change_shows(name: str) -> None:
     CHANGES[name](changed)
     assert fingerprint(changed) != before
     assert fingerprint(subject) == before
+
+
+def test_a_copy_is_untouched_until_something_changes() -> None:
+    subject = model()
+    copy = subject.copy()
+    assert is_untouched(copy, subject)
+    assert is_untouched(copy.copy(), copy)
+    assert outline(copy) == outline(subject)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_change_is_never_taken_for_untouched(name: str) -> None:
+    subject = model()
+    changed = subject.copy()
+    CHANGES[name](changed)
+    assert not is_untouched(changed, subject)
+
+
+def test_outlines_tell_other_operators_and_wires() -> None:
+    subject = model()
+    changed = subject.copy()
+    bypass(changed)
+    assert outline(changed) != outline(subject)
