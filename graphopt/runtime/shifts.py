@@ -14,6 +14,7 @@ from graphopt.runtime.session import Session
 from graphopt.runtime.taps import cut
 
 _SAMPLES = 64
+_SHARE = "graphopt/share"
 FEWEST = 16
 """With fewer samples, what their means differ by is mostly chance."""
 
@@ -24,10 +25,12 @@ Channels = tuple[int, int]
 def mean_shifts(before: Model, after: Model, tensors: Mapping[str, Channels], data: Data) -> dict[str, Floats]:
     """Return for each tensor what to add to its channels so that ``after`` has the means of ``before``.
 
-    Both models run on the first 64 samples. In ``after`` each tensor is put right as it is computed, by what its own
-    mean lacks, so the next one sees inputs that are right in the mean: the empirical bias correction of Nagel et al.
-    2019, "Data-Free Quantization Through Weight Equalization and Bias Correction" (arXiv 1906.04721, appendix D), all
-    layers in one run.
+    Both models run on the first 64 samples. In ``after`` each tensor is put right as it is computed, by the mean over
+    the runs so far of what its own mean lacked, so the next one sees inputs that are right in the mean. It is the
+    empirical bias correction of Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
+    Correction" (arXiv 1906.04721, appendix D), with all layers in each run. Two things that look simpler fail: to put
+    each sample right by itself hides the errors of a layer from the next one, and to correct all layers by what they
+    lack behind layers that are not corrected yet overshoots, the more the deeper the net is.
 
     Args:
         before: The model whose means are right.
@@ -45,15 +48,12 @@ def mean_shifts(before: Model, after: Model, tensors: Mapping[str, Channels], da
     means = [reference.run(feeds) for feeds in _portions(data)]
     del reference
     candidate = Session(_with_means(to_proto(after), tensors, names, put_right=True))
-    total: dict[str, Floats] = {name: np.zeros(1) for name in tensors}
-    count = 0
-    for feeds, right in zip(_portions(data), means, strict=True):
-        shifts = candidate.run(feeds | right)
-        weight = _samples(feeds, data)
-        count += weight
-        for name, inner in names.items():
-            total[name] = total[name] + weight * shifts[f"{inner}/shift"].astype(np.float64).reshape(-1)
-    return {name: each / count for name, each in total.items() if np.isfinite(each).all()}
+    shifts = {f"{inner}/before": np.zeros_like(means[0][f"{inner}/mean"]) for inner in names.values()}
+    for count, (feeds, right) in enumerate(zip(_portions(data), means, strict=True), 1):
+        found = candidate.run(feeds | right | shifts | {_SHARE: np.array(1.0 / count, np.float32)})
+        shifts = {f"{inner}/before": found[f"{inner}/shift"] for inner in names.values()}
+    flat = {name: shifts[f"{inner}/before"].astype(np.float64).reshape(-1) for name, inner in names.items()}
+    return {name: each for name, each in flat.items() if np.isfinite(each).all()}
 
 
 def _with_means(
@@ -63,6 +63,7 @@ def _with_means(
     graph = proto.graph
     old_form = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")) < 18
     nodes: list[onnx.NodeProto] = []
+    given = [_SHARE] if put_right else []
     for node in graph.node:
         nodes.append(node)
         for slot, name in enumerate(node.output):
@@ -80,12 +81,21 @@ def _with_means(
                 graph.initializer.append(numpy_helper.from_array(np.array(others, np.int64), f"{inner}/axes"))
                 nodes.append(helper.make_node("ReduceMean", [source, f"{inner}/axes"], [mean], keepdims=1))
             if put_right:
-                graph.input.append(helper.make_tensor_value_info(f"{inner}/mean", onnx.TensorProto.FLOAT, None))
-                nodes.append(helper.make_node("Sub", [f"{inner}/mean", mean], [f"{inner}/shift"]))
-                nodes.append(helper.make_node("Add", [source, f"{inner}/shift"], [name]))
+                nodes += _running_mean(inner, [source, name])
+                given += [f"{inner}/mean", f"{inner}/before"]
     del graph.node[:]
     graph.node.extend(nodes)
+    graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in given)
     return cut(proto, [f"{inner}/{'shift' if put_right else 'mean'}" for inner in names.values()])
+
+
+def _running_mean(inner: str, ends: list[str]) -> Iterator[onnx.NodeProto]:
+    """Yield nodes that move the mean shift towards what this run's mean lacks, and add it to a tensor."""
+    yield helper.make_node("Sub", [f"{inner}/mean", f"{inner}/own"], [f"{inner}/lacks"])
+    yield helper.make_node("Sub", [f"{inner}/lacks", f"{inner}/before"], [f"{inner}/change"])
+    yield helper.make_node("Mul", [f"{inner}/change", _SHARE], [f"{inner}/step"])
+    yield helper.make_node("Add", [f"{inner}/before", f"{inner}/step"], [f"{inner}/shift"])
+    yield helper.make_node("Add", [ends[0], f"{inner}/shift"], [ends[1]])
 
 
 def _portions(data: Data) -> Iterator[Feeds]:
@@ -93,10 +103,3 @@ def _portions(data: Data) -> Iterator[Feeds]:
     if isinstance(data, ArrayData) and data.batch > 1 and not data.fixed:
         data = replace(data, batch=1)
     yield from data.batches(_SAMPLES)
-
-
-def _samples(feeds: Feeds, data: Data) -> int:
-    """Return how many samples are in these feeds."""
-    if not isinstance(data, ArrayData) or not data.batch:
-        return 1
-    return next((len(feeds[name]) for name, each in data.stored.items() if not each.shared), 1)
