@@ -187,7 +187,7 @@ class Channels:
         fillers = self._fillers()
         view = self.facts.view
         picked = {id(place.node.inputs[place.slot]) for place in self.labels.picks if place.slot is not None}
-        gathered = [node.inputs[0] for node in self.facts.program if is_op(node, "Gather")]
+        gathered = [node.inputs[0] for node in self.facts.program if is_op(node, "Gather", "Slice")]
         picked |= {id(tensor) for tensor in gathered if len(view.readers(tensor)) == 1 and not view.is_output(tensor)}
         tensors = [
             tensor
