@@ -32,8 +32,7 @@ class ZeroWeights(Pass):
     - ``magnitude``: |w|;
     - ``gradient``: the mean over single samples of |dL/dw|, L the cross-entropy with the label or else with the class
       that the model itself finds likeliest; ``taylor``: of |w dL/dw| (arXiv 1611.06440). Both need ``--data``, a model
-      with class scores and the extra graphopt[distill], and reach float32 weights of Conv, ConvTranspose, Gemm and
-      MatMul in the main graph.
+      with class scores and the extra graphopt[distill], and reach float32 weights in the main graph.
 
     One of these says how much:
 

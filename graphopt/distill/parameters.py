@@ -24,8 +24,14 @@ SLOTS: dict[str, tuple[int, ...]] = {
     "GroupNormalization": (1, 2),
     "PRelu": (1,),
     "Gather": (0,),
+    "LSTM": (1, 2, 3),
+    "GRU": (1, 2, 3),
+    "RNN": (1, 2, 3),
 }
 """The input slots that take trainable values, by operator; an Add behind a MatMul brings a bias too."""
+
+RECURRENT = ("LSTM", "GRU", "RNN")
+LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", *RECURRENT)
 
 MOVES = ("Identity", "Transpose", "Reshape", "Squeeze", "Unsqueeze", "Flatten")
 
@@ -151,7 +157,8 @@ def _float(name: str, stored: Mapping[str, onnx.TensorProto], slot: int, node: N
     if tensor is None or tensor.data_type != onnx.TensorProto.FLOAT or not np.prod(tensor.dims):
         return None
     value = numpy_helper.to_array(tensor).astype(np.float32)
-    is_weight = value.ndim >= 2 and node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and slot != 2
+    bias = 3 if node.op_type in RECURRENT else 2
+    is_weight = value.ndim >= 2 and node.op_type in LAYERS and slot != bias
     if node.op_type in ("Gather", "MatMul") and value.ndim < 2:
         return None
     return Parameter(name, value, np.zeros(value.shape, bool), is_weight)
@@ -206,7 +213,9 @@ def _frozen(
     value = parameter.value
     frozen: NDArray[np.bool_] = np.zeros(value.shape, bool)
     axis = _channel_axis(node)
-    if parameter.is_weight and axis is not None:
+    if parameter.is_weight and axis is None:
+        frozen = frozen if parameter.grid else value == 0
+    elif parameter.is_weight and axis is not None:
         others = tuple(index for index in range(value.ndim) if index != axis % value.ndim)
         silent: NDArray[np.bool_] = np.asarray(~value.any(axis=others))
         # A quantized weight has noughts by rounding: only whole channels of them are meant.

@@ -61,6 +61,23 @@ def test_three_bits_held_in_four_stay_three(kind: str, levels: list[int], limits
     assert (found == [limits[::-1]] * 2).all()
 
 
+@pytest.mark.parametrize(
+    ("text", "shape"),
+    [
+        ("g (float[3,1,2] x) => (float[A,B,C,D] y) { y = LSTM<hidden_size = 2>(x, w, r) }", (1, 8, 2)),
+        ("g (float[1,4,3,3] x) => (float[A,B,C,D] y) { y = ConvTranspose<group = 2>(x, w) }", (4, 3, 2, 2)),
+    ],
+    ids=["LSTM", "ConvTranspose with groups"],
+)
+def test_zeros_of_a_weight_without_a_channel_axis_stay(text: str, shape: tuple[int, ...]) -> None:
+    values = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+    values[..., 0] = 0
+    weights = {"w": values, "r": np.ones((1, 8, 2), np.float32)} if "LSTM" in text else {"w": values}
+    parameter = next(each for each in find_parameters(model(text, **weights)) if each.name == "w")
+    assert parameter.is_weight
+    np.testing.assert_array_equal(parameter.frozen, values == 0)
+
+
 def images() -> np.ndarray:
     return np.random.default_rng(0).standard_normal((32, 2, 7, 6)).astype(np.float32)
 

@@ -7,6 +7,7 @@ import onnx
 import pytest
 
 from graphopt import GraphView, create
+from graphopt.distill.losses import cross_entropy_values
 from graphopt.distill.saliency import gradient_saliency
 from graphopt.errors import DataError, ModelError
 from graphopt.model import from_proto, to_proto
@@ -66,6 +67,32 @@ def test_the_mean_over_single_samples(task: Task, labelled: bool) -> None:
         wanted = np.array([differences(proto, images, labels, name, at).mean() for at in np.ndindex(*values.shape)])
         assert wanted.max() > 0.01
         np.testing.assert_allclose(values.ravel(), wanted, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_recurrent_layers(op: str, gates: int, direction: str) -> None:
+    pytest.importorskip("onnx_ad")
+    rng, ways = np.random.default_rng(0), 1 if direction == "forward" else 2
+    shapes = {"w": (ways, gates * 4, 3), "r": (ways, gates * 4, 4), "b": (ways, 8 * gates), "v": (4, 4 * ways)}
+    weights = {name: (rng.standard_normal(shape) / 2).astype(np.float32) for name, shape in shapes.items()}
+    text = f"""g (float[N,5,3] x) => (float[N,4] y) {{ t = Transpose<perm = [1,0,2]>(x)
+      s, h = {op}<hidden_size = 4, direction = "{direction}">(t, w, r, b)
+      k = Transpose<perm = [1,0,2]>(h) f = Flatten(k) y = Gemm<transB = 1>(f, v) }}"""
+    steps, labels = rng.standard_normal((8, 5, 3)).astype(np.float32), np.arange(8) % 4
+    subject = from_proto(model(text, **weights))
+    found = gradient_saliency(subject, from_arrays({"x": steps, "labels": labels}, subject), limit=8, threads=1)
+
+    def single(name: str, at: tuple[int, ...], step: float) -> np.ndarray:
+        moved = {**weights, name: weights[name].copy()}
+        moved[name][at] += step
+        scores = Session(model(text, **moved)).run({"x": steps})["y"]
+        return np.array([cross_entropy_values(scores[i : i + 1], labels[i : i + 1]) for i in range(8)])
+
+    for name, shape in shapes.items():
+        for at in [tuple(0 for _ in shape), tuple(size - 1 for size in shape)]:
+            wanted = np.abs(single(name, at, 1e-2) - single(name, at, -1e-2)).mean() / 2e-2
+            assert found[name][at] == pytest.approx(wanted, rel=1e-3, abs=1e-5), (name, at)
 
 
 def test_taylor_is_gradient_times_weight(task: Task) -> None:

@@ -343,11 +343,12 @@ def test_weights_that_no_loss_depends_on_go_by_magnitude_then_by_place() -> None
 
 
 UNJUDGED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "LSTM": (
-        "g (float[N,1,5,5] x) => (float[N,2] y) { k = Constant<value = int64[3] {25,-1,1}>() s = Reshape(x, k)"
-        " _, h = LSTM<hidden_size = 2>(s, w, r) y = Squeeze(h, z) }",
-        {"w": draw(1, 8, 1), "r": draw(1, 8, 2), "z": np.array([0], np.int64)},
-        "no float32 or quantized weights|cannot be differentiated",
+    "inside a branch": (
+        "g (float[N,1,5,5] x) => (float[N,4] y) { f = Flatten(x) c = Constant<value = bool {1}>()"
+        " m = If(c)<then_branch = t () => (float[N,4] p) { p = MatMul(f, w) },"
+        " else_branch = e () => (float[N,4] q) { q = MatMul(f, w) }> y = MatMul(m, v) }",
+        {"w": draw(25, 4), "v": draw(4, 4)},
+        r"no gradient reaches 'w' \(float32, MatMul\)",
     ),
     "half precision": (
         "g (float[N,1,5,5] x) => (float[N,4] y) { f = Flatten(x) c = Cast<to = 10>(f) m = MatMul(c, w)"
@@ -368,6 +369,16 @@ def test_what_no_gradient_reaches_stays(text: str, weights: dict[str, Any], reas
     result, found = judged(model(text, **weights), None, criterion="gradient", ratio=0.5)
     assert any(re.search(reason, each.reason) for each in result.skipped), result
     np.testing.assert_array_equal(found["w"], weights["w"])
+
+
+def test_recurrent_weights_by_gradient() -> None:
+    text = """g (float[N,1,5,5] x) => (float[N,4] y) { k = Constant<value = int64[3] {-1,5,5}>() s = Reshape(x, k)
+      t = Transpose<perm = [1,0,2]>(s) q, h = LSTM<hidden_size = 4>(t, w, r, b) y = Squeeze(h, z) }"""
+    weights = {"w": draw(1, 16, 5), "r": draw(1, 16, 4), "b": draw(1, 32), "z": np.array([0], np.int64)}
+    _, found = judged(model(text, **weights), LABELS, criterion="taylor", ratio=0.5)
+    assert np.count_nonzero(found["w"] == 0) == 40
+    assert np.count_nonzero(found["r"] == 0) == 32
+    np.testing.assert_array_equal(found["b"], weights["b"])
 
 
 @pytest.mark.parametrize("given", ["no data", "generated data"])
