@@ -13,6 +13,7 @@ from graphopt.graph.constants import constant_values
 from graphopt.graph.edit import Edit
 from graphopt.graph.shapes import Shape, infer_shapes
 from graphopt.graph.symbolic import Facts
+from graphopt.graph.symbolic.expression import is_fresh
 from graphopt.model import Model
 from graphopt.result import Skip
 
@@ -108,10 +109,14 @@ class GraphView:
 
     def shape(self, tensor: gs.Tensor) -> Shape:
         """Return the inferred shape: a tuple of int, symbolic name or None (unknown); None if the rank is unknown."""
-        if self._shapes is None:
-            self._shapes = infer_shapes(self.model)
         if isinstance(tensor, gs.Constant):
             return tuple(tensor.shape)
+        if self._shapes is None and self.known_facts is not None:
+            told = self.known_facts.shape(tensor)
+            if told is not None and not any(is_fresh(entry) for entry in told):
+                return tuple(entry if isinstance(entry, int) else str(entry) for entry in told)
+        if self._shapes is None:
+            self._shapes = infer_shapes(self.model)
         return self._shapes.get(id(tensor))
 
     @property

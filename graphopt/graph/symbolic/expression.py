@@ -38,6 +38,11 @@ def name(text: str) -> Expression:
     return Expression(frozenset({((text,), 1)}))
 
 
+def is_fresh(a: Entry) -> bool:
+    """Whether a is said with a dimension that nobody has named: such names begin with a question mark."""
+    return isinstance(a, Expression) and any("?" in atom for monomial, _ in a.terms for atom in monomial)
+
+
 def add(a: Entry, b: Entry) -> Entry:
     """Return a + b."""
     if isinstance(a, int) and isinstance(b, int):
