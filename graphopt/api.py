@@ -21,7 +21,7 @@ from graphopt.report import Report, measure
 from graphopt.runtime.check import compare_models
 from graphopt.runtime.feeds import Data, from_arrays, generate, load_data
 from graphopt.runtime.latency import median_latencies
-from graphopt.verdict import Verdict, failed, judge, seen_running, slower
+from graphopt.verdict import Verdict, failed, judge, not_smaller, seen_running, slower
 
 DEFAULT_PASSES = ("fold-batchnorm", "prune-channels", "quantize-weights")
 
@@ -93,16 +93,18 @@ def optimize(
         progress("checking the whole", len(chosen), len(chosen))
         judged = judge(source, optimized, feeds, chosen, reports)
     timing = median_latencies(source, optimized, feeds or generate(source)) if latency else None
+    before, after = measure(source, run.before.known_facts), measure(optimized, run.after.known_facts)
+    larger = not_smaller(chosen, reports, before.bytes, after.bytes)
     report = Report(
         source=str(source.path or ""),
         target="",
-        before=measure(source, run.before.known_facts),
-        after=measure(optimized, run.after.known_facts),
+        before=before,
+        after=after,
         passes=reports,
         check=judged.check,
         top1=judged.top1,
         latency_ms=timing,
-        failures=(*failed(chosen, reports), *judged.failures),
+        failures=(*failed(chosen, reports), *larger, *judged.failures),
         notes=(*source.repairs, *judged.notes, *slower(timing, optimized)),
     )
     return Result(optimized, report)

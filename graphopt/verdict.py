@@ -75,6 +75,12 @@ def failed(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[str]:
     return failures
 
 
+def not_smaller(passes: Sequence[Pass], reports: Sequence[PassReport], before: int, after: int) -> list[str]:
+    """Say so if a run that was to compress gives a file as large as the original, whatever has made it grow."""
+    compressed = any(each.compresses and told.rewritten for each, told in _kept(passes, reports))
+    return [f"the result is not smaller: {before:,} bytes became {after:,}"] if compressed and after >= before else []
+
+
 def _kept(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[tuple[Pass, PassResult]]:
     """Pair each kept report with its pass."""
     by_key = {(each.name, str(option_values(each))): each for each in passes}

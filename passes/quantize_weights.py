@@ -169,10 +169,13 @@ class QuantizeWeights(Pass):
         Raises:
             Skip: It stays float.
         """
-        cone = computed_from(view, weight)
-        computed = None if cone is None else evaluate_cone(view, cone)
-        values, name = require_weight(view, weight, computed), weight.source.name
-        best, failed = self._choose(values, weight, values.nbytes if cone is None else cone.freed(view))
+        name, computed, freed = str(weight.source.name), None, None
+        if (cone := computed_from(view, weight)) is not None:
+            if (freed := cone.freed(view)) <= overhead(name):
+                raise Skip(f"{name!r} is computed from {freed} bytes of constants")
+            computed = evaluate_cone(view, cone)
+        values = require_weight(view, weight, computed)
+        best, failed = self._choose(values, weight, values.nbytes if freed is None else freed)
         if best is None:
             if failed:
                 most = max(attempt.sqnr_db for attempt in failed)

@@ -147,6 +147,20 @@ def test_a_compressing_pass_that_does_not_make_the_file_smaller_fails() -> None:
     assert result.report.failures == ("inflate: would not make the file smaller",)
 
 
+def test_a_run_that_is_to_compress_but_gives_a_larger_file_fails() -> None:
+    filled = """g (float[N,64] x) => (float[N,64] y) {
+        s = Constant<value_ints = [64, 64]>() w = ConstantOfShape<value = float[1] {0.5}>(s) h = MatMul(x, w)
+        y = MatMul(h, u) }"""
+    proto = model(filled, u=np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32))
+    alone = graphopt.optimize(proto, ["fold-constants"])
+    assert alone.ok
+    assert alone.report.after.bytes > 1.5 * alone.report.before.bytes
+    assert graphopt.optimize(proto, ["fold-constants", "quantize-weights"]).ok
+    told = graphopt.optimize(proto, ["fold-constants", graphopt.create("quantize-weights", dtype="int16")]).report
+    assert [each.kept for each in told.passes] == [True, True]
+    assert told.failures == (f"the result is not smaller: {told.before.bytes:,} bytes became {told.after.bytes:,}",)
+
+
 def test_a_compressing_pass_with_nothing_to_do_fails() -> None:
     @dataclass(frozen=True, kw_only=True)
     class Idle(Nudge):
