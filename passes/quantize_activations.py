@@ -239,7 +239,7 @@ class QuantizeActivations(Pass):
         node, weight = layer.node, layer.weight
         source, home, values, axis = weight.source, weight.home, layer.values, weight.channel_axis
         channels = values.shape[axis] if axis is not None else 0
-        bias = find_bias(view, node, channels)
+        bias = find_bias(view, node, channels, values.ndim)
         if layer.order is not None:
             source, home = view.edit.constant(str(source.name), values.transpose(layer.order)), view.model.graph
             view.edit.set_input(node, 1, source)

@@ -56,7 +56,7 @@ class Bias:
         view.edit.set_input(self.node, self.slot, real)
 
 
-def find_bias(view: GraphView, node: gs.Node, channels: int) -> Bias | None:
+def find_bias(view: GraphView, node: gs.Node, channels: int, weight_rank: int) -> Bias | None:
     """Return the bias of a layer of the main graph: constant, finite, one value per channel; None if there is none."""
     if is_op(node, "MatMul"):
         return _added(view, node, channels)
@@ -68,10 +68,7 @@ def find_bias(view: GraphView, node: gs.Node, channels: int) -> Bias | None:
     factors = [node.attrs.get(name, 1.0) for name in ("alpha", "beta")]
     if factors[1] != 1.0:
         return None
-    weight = node.inputs[1].shape
-    rank = 2 if is_op(node, "Gemm") or weight is None else len(weight)
-    fits = factors[0] == 1.0
-    return Bias(node, 2, values.astype(np.float64), node.outputs[0], 1, rank, fits)
+    return Bias(node, 2, values.astype(np.float64), node.outputs[0], 1, weight_rank, factors[0] == 1.0)
 
 
 def _added(view: GraphView, node: gs.Node, channels: int) -> Bias | None:

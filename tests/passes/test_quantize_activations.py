@@ -130,6 +130,20 @@ def test_bias_correction_behind_a_matmul() -> None:
     assert lost[1] < lost[0] / 4, lost
 
 
+def test_bias_correction_where_layers_share_a_weight() -> None:
+    text = """g (float[N,3,8,8] x) => (float[N,3,8,8] y) {
+        a = Conv<pads=[1,1,1,1]>(x, w, b)
+        r = Relu(a)
+        y = Conv<pads=[1,1,1,1]>(r, w, b) }"""
+    before, x = model(text, w=draw(3, 3, 3, 3), b=draw(3, seed=1)), draw(64, 3, 8, 8, seed=2)
+    wanted = inner(before, x, "a")
+    plain, right = (calibrated(before, x, bias_correction=choice)[0] for choice in (False, True))
+    for name in ("a", "y"):
+        means = [inner(each, x, "a")[name].mean(axis=(0, 2, 3)) for each in (plain, right)]
+        lost = [np.abs(mean - wanted[name].mean(axis=(0, 2, 3))).max() for mean in means]
+        assert lost[1] < lost[0] / 2, (name, lost)
+
+
 def test_few_samples_correct_no_bias() -> None:
     before, x = residual_net(), draw(15, 3, 12, 12, seed=9)
     plain, right = (calibrated(before, x, bias_correction=choice)[0] for choice in (False, True))
