@@ -93,7 +93,8 @@ def lowbit(bench: Bench, epochs: int | None, say: Callable[[str, Any], None]) ->
             )
             say(f"{kind}, {name}", bench.accuracy(model))
         if epochs != 0:
-            say(f"{kind}, distill", bench.accuracy(bench.taught(model, epochs, rate=1e-3)))
+            course = (epochs, 1e-3) if kind == "int2" else (epochs or 64, 3e-4)
+            say(f"{kind}, distill", bench.accuracy(bench.taught(model, course[0], rate=course[1])))
 
 
 def stranger(bench: Bench, epochs: int | None, say: Callable[[str, Any], None]) -> None:
