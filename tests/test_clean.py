@@ -99,3 +99,17 @@ def test_loop(opset: int) -> None:
 def test_local_function(opset: int) -> None:
     found = assert_clean(onnx.parser.parse_model(FUNCTION.replace("OPSET", str(opset))))
     assert found == {"BatchNormalization": 1, "Relu": 1, "f": 2}
+
+
+def test_an_output_that_a_node_takes_over_is_looked_at_again() -> None:
+    text = """g (float[N,4] x) => (float[A,B] y, float[C,D] z) {
+        c = Concat<axis = 1>(x, x)
+        k = Loop(none, , c) <body = b (int64 i, bool p, float[N,8] v) => (bool q, float[N,8] w) {
+            q = Identity(p) w = Neg(v)
+        }>
+        y = Identity(k)
+        s = Shape(y)
+        z = Expand(y, s)
+    }"""
+    found = assert_clean(model(text, none=np.array(0)))
+    assert found == {"Concat": 1, "Identity": 1}

@@ -176,7 +176,6 @@ def _give_out(place: Place, moved: Sequence[gs.Node], pairs: Sequence[tuple[gs.T
         if out.shape is None and not view.is_output(out):
             out.dtype, out.shape = source.dtype, source.shape
         view.edit.set_output(before, index, out)
-        place.facts.adopt(before, before)
         view.edit.replace_uses(source, out)
         renamed[id(source)] = out
 

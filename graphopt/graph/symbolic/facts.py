@@ -27,11 +27,19 @@ Read = tuple[Fact | None, ...]
 
 
 class _Visit(NamedTuple):
-    """A node that the sweep has been at, the opset it is read by, and what was known of its inputs then."""
+    """A node that the sweep has been at.
+
+    Attributes:
+        node: The node.
+        opset: The version of the default domain that it is read by.
+        read: What was known of its inputs then; None if it has to be looked at again.
+        given: The ids of its outputs then.
+    """
 
     node: gs.Node
     opset: int
     read: Read | None
+    given: tuple[int, ...]
 
 
 class Facts:
@@ -64,12 +72,12 @@ class Facts:
             for tensor, other in _variable_pairs(self._model, copy)
             if id(tensor) in self._known
         }
-        twin._visits = {
-            id(other): self._visits[id(node)]._replace(node=other)
-            for graph, image in zip(self._model.graphs(), copy.graphs(), strict=True)
-            for node, other in zip(graph.nodes, image.nodes, strict=True)
-            if id(node) in self._visits
-        }
+        twin._visits = {}
+        for graph, image in zip(self._model.graphs(), copy.graphs(), strict=True):
+            for node, other in zip(graph.nodes, image.nodes, strict=True):
+                seen = self._visits.get(id(node))
+                if seen is not None and seen.given == tuple(map(id, node.outputs)):
+                    twin._visits[id(other)] = _Visit(other, seen.opset, seen.read, tuple(map(id, other.outputs)))
         return twin
 
     # -- questions -----------------------------------------------------------------------------------------------------
@@ -103,7 +111,7 @@ class Facts:
 
     def adopt(self, node: gs.Node, other: gs.Node) -> None:
         """Take in a node that a pass has put in the place of ``other``, with the same outputs."""
-        self._visits[id(node)] = _Visit(node, self._visits[id(other)].opset, None)
+        self._visits[id(node)] = _Visit(node, self._visits[id(other)].opset, None, ())
 
     # -- learning ------------------------------------------------------------------------------------------------------
 
@@ -157,7 +165,9 @@ class Facts:
         for node in graph.nodes:
             read = tuple(self.of(tensor) if tensor.name else None for tensor in node.inputs)
             seen = self._visits.get(id(node))
-            if seen is None or seen.node is not node or not _agree(seen.read, read):
+            given = tuple(map(id, node.outputs))
+            if seen is None or seen.node is not node or seen.given != given or not _agree(seen.read, read):
+                self._visits[id(node)] = _Visit(node, opset, read, given)
                 self._visit(node, opset, read)
             if node.attrs:
                 inner = bodies(node)
@@ -168,7 +178,6 @@ class Facts:
 
     def _visit(self, node: gs.Node, opset: int, read: Read) -> None:
         """Learn about the outputs of one node."""
-        self._visits[id(node)] = _Visit(node, opset, read)
         standard = node.domain in (None, "", "ai.onnx")
         if standard and node.op == "Constant":
             array = constant_values(node.outputs[0])
