@@ -49,12 +49,14 @@ class Grid:
 
     def levels(self, values: Array) -> NDArray[Any]:
         """Return the nearest levels, in the stored type."""
-        nearest = np.round(values.astype(np.float64) / self.scale + self.zero)
-        return np.clip(nearest, self.low, self.high).astype(self.dtype)
+        return self._nearest(values).astype(self.dtype)
 
     def rounded(self, values: Array) -> Array:
         """Return what the model computes with when ``values`` are stored."""
-        return ((self.levels(values).astype(np.float64) - self.zero) * self.scale).astype(np.float32)
+        return ((self._nearest(values) - self.zero) * self.scale).astype(np.float32)
+
+    def _nearest(self, values: Array) -> NDArray[np.float64]:
+        return np.clip(np.round(values.astype(np.float64) / self.scale + self.zero), self.low, self.high)
 
 
 @dataclass(frozen=True)
