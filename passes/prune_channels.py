@@ -23,9 +23,13 @@ class PruneChannels(Pass):
     3. nothing reads them, or only weights that are nought do.
 
     It goes through residual additions, concatenations, splits, grouped and depthwise convolutions, channel shuffles,
-    squeeze-and-excite, flattening, attention heads and recurrent units. A group stays, with the reason, if it is
-    coupled with a channel that is needed, with an input or output of the model, or with an operator that the analysis
-    does not know. Nought times anything is taken to be nought: inputs that make Inf or NaN are outside the promise.
+    squeeze-and-excite, flattening, attention heads and recurrent units. A layer normalization needs its whole input;
+    behind it a Gather or Slice hands on what is read, where the weights saved outweigh the copy.
+
+    A group stays, with the reason, if it is coupled with a channel that is needed, with an input or output of the model
+    or of a body, or with an operator that the analysis does not know; if it is a constant other than nought that a
+    padded depthwise or grouped convolution reads; or if layers share its weights and copies would make the model larger.
+    Nought times anything is taken to be nought: inputs that make Inf or NaN are outside the promise.
 
     A site is a stream of layers, named after the first layer that feeds it.
     """

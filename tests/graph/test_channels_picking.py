@@ -8,6 +8,8 @@ import pytest
 from numpy.typing import NDArray
 
 from graphopt.graph import GraphView
+from graphopt.graph.channels import Channels, channel_groups
+from graphopt.graph.channels.importance import saliency_scores
 from graphopt.graph.correspondence import Correspondence
 from graphopt.graph.kept import KeptChannels
 from graphopt.model import from_proto
@@ -224,6 +226,15 @@ def test_zeroing_takes_scale_and_bias_and_leaves_what_reads_them(how: str, crite
     pruned, cut = run_alone(create(PRUNE), zeroed)
     assert not cut.skipped
     assert shapes(pruned)["w"] == (4, 64)
+
+
+@pytest.mark.parametrize("how", [FUSED, WRITTEN, RMS], ids=["LayerNormalization", "written out", "written-out RMS"])
+def test_a_saliency_of_the_scale_judges_what_is_picked(how: str) -> None:
+    channels = Channels.analyze(GraphView(from_proto(normalized(how, g=weight(8), b=weight(8)))))
+    groups = [group for group in channel_groups(channels) if group.blocked is None]
+    saliency = {"g": np.arange(8.0), "b": np.full(8, 100.0), "w": np.full((8, 64), 100.0)}
+    scores = saliency_scores(channels, np.array([group.index for group in groups]), saliency, "mean")
+    assert scores.tolist() == list(range(8))
 
 
 def test_the_foretold_saving_is_what_is_saved() -> None:

@@ -55,17 +55,20 @@ def saliency_scores(
 ) -> Scores:
     """Score groups by a measure given for each element of stored weights, by their names: its mean over a slice.
 
-    Counted are weights of at least two axes that feed a group; it is NaN for groups that have none of those given.
+    Counted are weights of at least two axes that feed a group, and scales behind which a group is picked; it is NaN for
+    groups that have none of those given.
     """
+    picked = {id(pick.node) for pick in channels.labels.picks}
 
     def members() -> Iterator[tuple[Label, Scores]]:
         for use in channels.labels.uses.values():
             tensor = use.node.inputs[use.slot]
             source = constant_of(tensor)
             values = None if source is None else saliency.get(str(source.name))
-            if values is not None and values.ndim > 1 and values.shape == channels.facts.shape(tensor):
+            if values is not None and values.shape == channels.facts.shape(tensor):
                 for axis, label in use.axes.items():
-                    if use.roles[axis] == "feeds":
+                    weight = use.roles[axis] == "feeds" and values.ndim > 1
+                    if weight or (use.roles[axis] == "scales" and id(use.node) in picked):
                         yield label, slice_norms(values, axis, "l1")
 
     return group_scores(channels, groups, members(), how)
