@@ -27,7 +27,7 @@ class Settings:
         rate: The highest learning rate.
         optimizer: SOAP or Adam, see ``Optimizer``.
         schedule: How the rate changes.
-        warmup: Steps over which it rises; None for a fortieth of all.
+        warmup: Steps over which it rises; None for a fortieth of all, and at least 20 or a quarter.
         average: How slowly the running mean of the weights moves, which is what is kept (Polyak and Juditsky 1992); 0
             for the weights themselves.
         temperature: See ``Objective``.
@@ -77,7 +77,10 @@ class Settings:
     def course(self, per_epoch: int) -> tuple[int, int]:
         """Return the number of epochs and of steps that warm up, from the steps in an epoch."""
         epochs = math.ceil(STEPS / per_epoch) if self.epochs is None else self.epochs
-        return epochs, epochs * per_epoch // WARMUP if self.warmup is None else self.warmup
+        total = epochs * per_epoch
+        # SOAP's first eigenbases are of a few batches: a short course needs as much of a warm-up as it can spare.
+        warmup = max(total // WARMUP, min(20, total // 4)) if self.warmup is None else self.warmup
+        return epochs, warmup
 
     def views(self, samples: Samples) -> Augmentation:
         """Return how the images among ``samples`` are changed.

@@ -238,7 +238,8 @@ def test_a_training_that_diverges_says_so(task: Task) -> None:
 def test_as_many_epochs_as_make_4000_steps() -> None:
     assert Settings().course(16) == (250, 100)
     assert Settings().course(3) == (1334, 100)
-    assert Settings(epochs=8).course(5) == (8, 1)
+    assert Settings(epochs=8).course(5) == (8, 10)
+    assert Settings(epochs=30).course(10) == (30, 20)
     assert Settings(epochs=8, warmup=0).course(5) == (8, 0)
 
 
