@@ -46,11 +46,12 @@ class Bias:
         values = self.values if self.shift is None else self.values + self.shift
         if self.scale is None:
             if self.shift is not None:
-                view.edit.set_values(self.node, self.slot, values.reshape(self.node.inputs[self.slot].shape))
+                stored = view.array(self.node.inputs[self.slot])
+                view.edit.set_values(self.node, self.slot, values if stored is None else values.reshape(stored.shape))
             return
-        name, stored = str(self.node.inputs[self.slot].name), self.scale.astype(np.float32)
-        levels = np.clip(np.rint(values / stored.astype(np.float64)), -_LARGEST, _LARGEST).astype(np.int32)
-        inputs = [view.edit.constant(f"{name}_q", levels), view.edit.constant(f"{name}_s", stored)]
+        name, scale = str(self.node.inputs[self.slot].name), self.scale.astype(np.float32)
+        levels = np.clip(np.rint(values / scale.astype(np.float64)), -_LARGEST, _LARGEST).astype(np.int32)
+        inputs = [view.edit.constant(f"{name}_q", levels), view.edit.constant(f"{name}_s", scale)]
         real = view.edit.variable(f"{name}_dq")
         view.edit.add_node(self.node, "DequantizeLinear", inputs, [real], {"axis": 0}).name = ""
         view.edit.set_input(self.node, self.slot, real)

@@ -79,14 +79,16 @@ def channel_rows(layer: LinearLayer, values: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass(frozen=True, eq=False)
 class _Convolution(LinearLayer):
-    """Conv; a ConvTranspose too, but only its bias."""
+    """Conv; a ConvTranspose too, but only its bias. ``shape`` is that of the weight as it is stored."""
+
+    shape: tuple[int, ...] = ()
 
     def rows(
         self, x: NDArray[Any], y: NDArray[Any], limit: int, rng: np.random.Generator
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Take the patches at randomly chosen positions, the same for all samples of the batch."""
         attributes, rank = self.node.attrs, x.ndim - 2
-        groups, kernel = int(attributes.get("group", 1)), self._kernel
+        groups, kernel = int(attributes.get("group", 1)), self.shape[2:]
         strides = attributes.get("strides") or [1] * rank
         dilations = attributes.get("dilations") or [1] * rank
         mode = attributes.get("auto_pad", "NOTSET")
@@ -101,15 +103,11 @@ class _Convolution(LinearLayer):
         seen = windows(x, kernel, strides, dilations, pads)
         return patch_rows(seen, groups, positions), output_rows(y, groups, positions)
 
-    @property
-    def _kernel(self) -> tuple[int, ...]:
-        return tuple(self.node.inputs[1].shape[2:])
-
     def write(self, view: GraphView, weight: Array | None, bias: Array | None) -> None:
         """Write in the shapes [M, C / G, *kernel] and [M]."""
         flat = None if bias is None else bias.reshape(-1)
         if weight is not None and flat is not None:
-            view.edit.replace_weights(self.node, weight.reshape(self.node.inputs[1].shape), flat)
+            view.edit.replace_weights(self.node, weight.reshape(self.shape), flat)
         elif flat is not None:
             _write_bias(view, self.node, 2, flat)
 
@@ -119,10 +117,13 @@ def _read_conv(view: GraphView, node: gs.Node) -> LinearLayer:
     if not isinstance(groups, int):
         raise Skip("the number of groups is an attribute of a function")
     weight = None if node.op == "ConvTranspose" else _weight(view, node, 1)
+    declared = view.shape(node.inputs[1]) if weight is None else weight.shape
+    shape = tuple(size for size in declared or () if isinstance(size, int))
     if weight is not None:
         outputs, weight = len(weight), weight.reshape(groups, len(weight) // groups, -1)
     bias = _bias(view, node, 2, outputs)
-    return _Convolution(node, node.outputs[0], 1, weight, bias if weight is None else bias.reshape(weight.shape[:2]))
+    shaped = bias if weight is None else bias.reshape(weight.shape[:2])
+    return _Convolution(node, node.outputs[0], 1, weight, shaped, shape)
 
 
 # -- dense layers ------------------------------------------------------------------------------------------------------

@@ -144,6 +144,18 @@ def test_bias_correction_where_layers_share_a_weight() -> None:
         assert lost[1] < lost[0] / 2, (name, lost)
 
 
+@pytest.mark.parametrize("target", ["cpu", "openvino"])
+def test_bias_correction_of_a_bias_in_a_constant_node(target: str) -> None:
+    before, x = residual_net(), draw(64, 3, 12, 12, seed=9)
+    for tensor in list(before.graph.initializer):
+        before.graph.node.insert(0, onnx.helper.make_node("Constant", [], [tensor.name], value=tensor))
+        before.graph.initializer.remove(tensor)
+    wanted = inner(before, x, "a")["a"].mean(axis=(0, 2, 3), dtype=np.float64)
+    plain, right = (calibrated(before, x, target=target, bias_correction=choice)[0] for choice in (False, True))
+    lost = [np.abs(inner(each, x, "a")["a"].mean(axis=(0, 2, 3)) - wanted).max() for each in (plain, right)]
+    assert lost[1] < lost[0] / 2, lost
+
+
 def test_few_samples_correct_no_bias() -> None:
     before, x = residual_net(), draw(15, 3, 12, 12, seed=9)
     plain, right = (calibrated(before, x, bias_correction=choice)[0] for choice in (False, True))

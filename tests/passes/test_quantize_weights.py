@@ -591,6 +591,17 @@ def test_gptq_and_bias_correction_lose_less_on_the_data(text: str) -> None:
     assert lost[2] <= lost[1] * 1.0001
 
 
+def test_gptq_on_a_convolution_whose_weight_lies_in_a_constant_node() -> None:
+    before = model("g (float[N,6,8,8] x) => (float[N,8,6,6] y) { y = Conv(x, w) }", 21, 10, w=draw(8, 6, 3, 3))
+    before.graph.node.insert(0, onnx.helper.make_node("Constant", [], ["w"], value=before.graph.initializer.pop()))
+    subject, x = from_proto(before), correlated()[:32, None, :24].repeat(16, 1).reshape(32, 6, 8, 8)
+    QuantizeWeights(dtype="int4", rounding="gptq").apply(GraphView(subject, calibration=from_arrays({"x": x}, subject)))
+    plain, _ = run_alone(QuantizeWeights(dtype="int4"), before)
+    wanted = Session(before).run({"x": x})["y"]
+    lost = [np.square(Session(each).run({"x": x})["y"] - wanted).sum() for each in (to_proto(subject), plain)]
+    assert lost[0] < 0.5 * lost[1]
+
+
 @pytest.mark.parametrize("kind", ["int2", "int3", "uint3"])
 def test_qdq_cannot_be_of_two_or_three_bits(kind: Any) -> None:
     with pytest.raises(OptionError, match=kind):
