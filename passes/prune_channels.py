@@ -28,7 +28,7 @@ class PruneChannels(Pass):
 
     A group stays, with the reason, if it is coupled with a channel that is needed, with an input or output of the model
     or of a body, or with an operator that the analysis does not know; if it is a constant other than nought that a
-    padded depthwise or grouped convolution reads; or if layers share its weights and copies would make the model larger.
+    padded depthwise or grouped convolution reads; or if layers share its weights, and copies would take more room.
     Nought times anything is taken to be nought: inputs that make Inf or NaN are outside the promise.
 
     A site is a stream of layers, named after the first layer that feeds it.
