@@ -24,7 +24,8 @@ class FoldAffine(SitePass):
 
     Refused, with the reason: what would add as many nodes as it removes (the bias of a MatMul stays an Add); a constant
     that broadcasts its operand, divides by zero, is not finite, or would overflow a weight; a tensor on the way that
-    something else reads or that a graph gives out; a shift in front of a padded Conv.
+    something else reads or that a graph gives out; a shift in front of a padded Conv; a large weight that others read
+    too, such as a tied embedding.
     """
 
     name = "fold-affine"
@@ -33,6 +34,7 @@ class FoldAffine(SitePass):
     repeats = True
 
     norms: bool = option(True, "Also move the scale and bias of normalizations into the layers that read them.")
+    max_growth: int = option(1 << 20, "Leave alone what would store more bytes of shared weights again.", minimum=0)
 
     def sites(self, view: GraphView) -> Iterator[gs.Node]:
         """Yield the arithmetic with constants, and the normalizations that scale or shift."""
@@ -51,10 +53,13 @@ class FoldAffine(SitePass):
             raise Skip("a constant divided by a tensor is not affine")
         operand, affine = found
         try:
-            way, changes = "into what is before it", _require_gain(algebra.into_producers(view, operand, affine))
+            way, changes = "into what is before it", self._require_gain(algebra.into_producers(view, operand, affine))
         except Skip as before:
             try:
-                way, changes = "into what reads it", _require_gain(algebra.into_readers(view, node.outputs[0], affine))
+                way, changes = (
+                    "into what reads it",
+                    self._require_gain(algebra.into_readers(view, node.outputs[0], affine)),
+                )
             except Skip as behind:
                 raise Skip(f"into what is before it: {before}; into what reads it: {behind}") from behind
         for change in [*changes, algebra.remove(view, node, operand)]:
@@ -69,13 +74,18 @@ class FoldAffine(SitePass):
         changes = algebra.into_readers(view, node.outputs[0], affine)
         if sum(change.adds for change in changes) > 0:
             raise Skip("its readers would need an Add each")
-        for change in [*changes, algebra.neutralize(view, node)]:
+        for change in [*self._require_small(changes), algebra.neutralize(view, node)]:
             change.make()
         return "scale and bias, into what reads it"
 
+    def _require_gain(self, changes: list[Change]) -> list[Change]:
+        """Return the changes if they add no node in place of the one that goes, and no large copies of weights."""
+        if sum(change.adds for change in changes) >= 1:
+            raise Skip("it would add as many nodes as it removes")
+        return self._require_small(changes)
 
-def _require_gain(changes: list[Change]) -> list[Change]:
-    """Return the changes if they add no node in place of the one that goes."""
-    if sum(change.adds for change in changes) >= 1:
-        raise Skip("it would add as many nodes as it removes")
-    return changes
+    def _require_small(self, changes: list[Change]) -> list[Change]:
+        """Return the changes if they do not store much of shared weights again."""
+        if (copies := sum(change.copies for change in changes)) > self.max_growth:
+            raise Skip(f"weights are shared: it would store {copies} bytes of them again")
+        return changes

@@ -210,3 +210,14 @@ def test_a_bias_that_moved_out_of_a_layer_normalization_is_gone() -> None:
     after = assert_rewrites(FoldAffine(), model(text, **weights), ops=ops)
     assert [len(node.input) for node in after.graph.node] == [2, 3]
     assert "t" not in {tensor.name for tensor in after.graph.initializer}
+
+
+def test_a_large_weight_that_others_read_too_is_not_stored_twice() -> None:
+    text = (
+        "g (int64[N] i, float[N,300] x) => (float[N,300] e, float[N,1000] y) "
+        "{ e = Gather(w, i) t = Transpose(w) d = Mul(x, s) y = MatMul(d, t) }"
+    )
+    proto = model(text, w=draw(1000, 300), s=np.array(0.5, np.float32))
+    assert_skips(FoldAffine(), proto, "weights are shared: it would store 1200000 bytes of them again")
+    ops = {"Gather": 1, "MatMul": 1}
+    assert_rewrites(FoldAffine(max_growth=1 << 21), proto, ops=ops)

@@ -20,10 +20,17 @@ _FRACTION_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
 
 @dataclass(frozen=True)
 class Change:
-    """One change that was agreed on: what makes it, and how many nodes it adds."""
+    """One change that was agreed on.
+
+    Attributes:
+        make: Makes it.
+        adds: How many nodes it adds.
+        copies: Bytes of weights that it stores again, as others read them too.
+    """
 
     make: Callable[[], None]
     adds: int = 0
+    copies: int = 0
 
 
 def assign(view: GraphView, node: gs.Node, values: Mapping[int, Array], like: int = 1) -> Change:
@@ -46,7 +53,19 @@ def assign(view: GraphView, node: gs.Node, values: Mapping[int, Array], like: in
                     node, slot, _shared_bias(view, node, slot, array) or view.edit.constant(stem, array)
                 )
 
-    return Change(make)
+    shared = (array.nbytes for slot, array in narrow.items() if _is_shared(view, node, slot))
+    return Change(make, copies=sum(shared))
+
+
+def _is_shared(view: GraphView, node: gs.Node, slot: int) -> bool:
+    """Whether something else reads the constant in a slot too, or what it is computed from."""
+    tensor = node.inputs[slot] if slot < len(node.inputs) else None
+    while tensor is not None and tensor.name:
+        if len(view.readers(tensor)) > 1 or view.is_output(tensor):
+            return True
+        before = view.producer(tensor)
+        tensor = before.inputs[0] if before is not None and before.inputs else None
+    return False
 
 
 def together(*changes: Change) -> Change:
@@ -56,7 +75,7 @@ def together(*changes: Change) -> Change:
         for change in changes:
             change.make()
 
-    return Change(make, sum(change.adds for change in changes))
+    return Change(make, sum(change.adds for change in changes), sum(change.copies for change in changes))
 
 
 def _shared_bias(view: GraphView, node: gs.Node, slot: int, array: NDArray[Any]) -> gs.Tensor | None:

@@ -1,6 +1,7 @@
 """Layers that take an affine map of their input into their own weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -150,7 +151,7 @@ def _bordered(view: GraphView, node: gs.Node, change: Change, scale: Array, shif
         node.attrs.pop("auto_pad", None)
         node.attrs["pads"] = [0] * len(pads)
 
-    return Change(make, 1)
+    return replace(change, make=make, adds=change.adds + 1)
 
 
 def _add_pad(view: GraphView, node: gs.Node, source: gs.Tensor, widths: list[int], border: Any) -> gs.Tensor:

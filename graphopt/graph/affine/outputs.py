@@ -1,6 +1,7 @@
 """Layers that take an affine map of their output into their own weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -95,7 +96,7 @@ def neutralize(view: GraphView, node: gs.Node) -> Change:
             view.edit.set_input(node, 2, gs.Variable.empty())
             del node.inputs[2]
 
-    return Change(make)
+    return replace(change, make=make)
 
 
 def gemm_offset(view: GraphView, node: gs.Node) -> Array:
@@ -118,7 +119,7 @@ def set_gemm(view: GraphView, node: gs.Node, weight: Array, old: Array, offset: 
         change.make()
         node.attrs.pop("beta", None)
 
-    return Change(make)
+    return replace(change, make=make)
 
 
 def constant_side(view: GraphView, node: gs.Node) -> int:
@@ -140,7 +141,7 @@ def add_behind(view: GraphView, node: gs.Node, change: Change, shift: Array, lik
         view.edit.set_output(node, 0, inner)
         view.edit.add_node(node, "Add", [inner, view.edit.constant(f"{out.name}_bias", narrow)], [out])
 
-    return Change(make, 1)
+    return replace(change, make=make, adds=change.adds + 1)
 
 
 def _weight_and_bias(view: GraphView, node: gs.Node, weight: Array, scale: Array, shift: Array) -> Change:
