@@ -10,8 +10,9 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.parameters import Arrange, Array, Parameter, values_of
+from graphopt.graph.slots import weight_slots
 from graphopt.graph.view import GraphView, is_op
-from graphopt.graph.weights import is_float, weight_slots
+from graphopt.graph.weights import is_float
 from graphopt.model.order import bodies
 
 Kind = tuple[Hashable, ...]

@@ -1,11 +1,11 @@
-"""Where the weights of layers lie: which input is a weight, which axes are output channels, and where it is stored.
+"""Where the weights of layers lie: where they are stored, and which axes there are output channels.
 
 A weight is a stored constant that layers read directly, through operators that only move values (Transpose, Reshape,
 Slice, Concat and their kind), or as what a loop or a local function hands to its body, and that nothing else reads.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,24 +15,12 @@ from numpy.typing import NDArray
 from graphopt.graph.cone import Cone, constant_cone
 from graphopt.graph.dequantize import is_dequantized
 from graphopt.graph.shapes import Shape
+from graphopt.graph.slots import CONVENTIONS, rank_of, weight_slots
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
 MOVES = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Cast")
 _FLOATS = ("float32", "float16", "float64", "bfloat16")
-
-
-@dataclass(frozen=True)
-class WeightSlot:
-    """An input of a layer that takes a weight.
-
-    ``channel`` is the axis of the weight, as the layer reads it, whose slices belong to separate outputs; ``summed`` is
-    an axis that the layer sums over. None where there is no such axis, or it cannot be told.
-    """
-
-    index: int
-    channel: int | None = None
-    summed: int | None = None
 
 
 @dataclass(frozen=True)
@@ -71,13 +59,6 @@ class Weight:
         return axes.pop() if len(axes) == 1 else None
 
 
-def weight_slots(view: GraphView, node: gs.Node) -> list[WeightSlot]:
-    """Return the slots in which a layer can take a weight; empty for any other operator."""
-    convention = _CONVENTIONS.get(node.op) if is_op(node, node.op) else None
-    slots = convention(view, node) if convention else []
-    return [slot for slot in slots if slot.index < len(node.inputs) and not node.inputs[slot.index].is_empty()]
-
-
 def find_weights(view: GraphView) -> list[Weight]:
     """Return every tensor, stored or computed, that layers read in the place of a weight, in order of first use.
 
@@ -87,7 +68,7 @@ def find_weights(view: GraphView) -> list[Weight]:
     homes = {id(tensor): graph for graph in view.graphs() for tensor in graph.initializers}
     homes |= {id(node.outputs[0]): view.edit.graph_of(node) for node in view.nodes("Constant")}
     found: dict[int, Weight] = {}
-    for node in view.nodes(*_CONVENTIONS):
+    for node in view.nodes(*CONVENTIONS):
         for slot in weight_slots(view, node):
             origins = list(trace(view, node.inputs[slot.index], slot.channel, slot.summed))
             if not all(is_stored(view, source) for source, _, _ in origins):
@@ -212,120 +193,6 @@ def is_float(dtype: "np.dtype[np.generic]") -> bool:
     return dtype.name in _FLOATS
 
 
-def _integer(node: gs.Node, name: str, default: int) -> int | None:
-    """Return an integer attribute; None where a function's caller decides it."""
-    value = node.attrs.get(name, default)
-    return value if isinstance(value, int) else None
-
-
-def _rank(view: GraphView, tensor: gs.Tensor) -> int | None:
-    """Return the rank of a tensor; where inference does not reach into a body, that of all it stands for."""
-    shapes = [view.shape(tensor)]
-    if shapes == [None]:
-        shapes = [view.shape(outer) for outer in view.borders.outside(tensor)]
-    ranks = {None if shape is None else len(shape) for shape in shapes}
-    return ranks.pop() if len(ranks) == 1 else None
-
-
-# -- which axis is which, operator by operator -------------------------------------------------------------------------
-
-
-def _conv(view: GraphView, node: gs.Node) -> list[WeightSlot]:
-    """Conv, DeformConv: [M, C / group, ...]."""
-    return [WeightSlot(1, 0, 1)]
-
-
-def _conv_transpose(view: GraphView, node: gs.Node) -> list[WeightSlot]:
-    """ConvTranspose: [C, M / group, ...].
-
-    With groups, a slice of axis 1 mixes one channel of every group, while a slice of axis 0 stays within one; in the
-    depthwise case axis 0 is the channel itself.
-    """
-    return [WeightSlot(1, 1, 0) if _integer(node, "group", 1) == 1 else WeightSlot(1, 0, 1)]
-
-
-def _gemm(view: GraphView, node: gs.Node) -> list[WeightSlot]:
-    """Gemm: A is [M, K] ([K, M] if transposed), B is [K, N] ([N, K] if transposed)."""
-    left, right = _integer(node, "transA", 0), _integer(node, "transB", 0)
-    slots = [WeightSlot(1) if right is None else WeightSlot(1, 0, 1) if right else WeightSlot(1, 1, 0)]
-    return [*slots, WeightSlot(0) if left is None else WeightSlot(0, 1, 0) if left else WeightSlot(0, 0, 1)]
-
-
-def _matmul(view: GraphView, node: gs.Node) -> list[WeightSlot]:
-    """MatMul: [..., M, K] by [..., K, N]; a vector is summed over whole."""
-    right, left = _rank(view, node.inputs[1]), _rank(view, node.inputs[0])
-    slots = [WeightSlot(1) if right is None or right < 2 else WeightSlot(1, right - 1, right - 2)]
-    return [*slots, WeightSlot(0) if left is None or left < 2 else WeightSlot(0, left - 2, left - 1)]
-
-
-def _gather(view: GraphView, node: gs.Node) -> list[WeightSlot]:
-    """Gather: a table, of which rows along ``axis`` are picked; nothing is summed, blocks run along the last axis."""
-    axis, rank = _integer(node, "axis", 0), _rank(view, node.inputs[0])
-    if axis is None or rank is None or rank < 2:
-        return []
-    axis %= rank
-    return [WeightSlot(0, axis, rank - 1 if axis != rank - 1 else 0)]
-
-
-def _slice(view: GraphView, node: gs.Node) -> list[WeightSlot]:
-    """Slice with computed bounds: a table, of which as many rows are taken as the sequence is long."""
-    rank = _rank(view, node.inputs[0])
-    bounds = [view.array(tensor) for tensor in node.inputs[1:] if tensor.name]
-    if rank is None or rank < 2 or all(bound is not None for bound in bounds):
-        return []
-    axes = view.array(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3].name else None
-    if axes is None or axes.size != 1:
-        return [WeightSlot(0)]
-    axis = int(axes.reshape(-1)[0]) % rank
-    return [WeightSlot(0, axis, rank - 1 if axis != rank - 1 else 0)]
-
-
-def _recurrent(view: GraphView, node: gs.Node) -> list[WeightSlot]:
-    """LSTM, GRU, RNN: W is [directions, gates * hidden, input], R is [directions, gates * hidden, hidden]."""
-    return [WeightSlot(1, 1, 2), WeightSlot(2, 1, 2)]
-
-
-def _einsum(view: GraphView, node: gs.Node) -> list[WeightSlot]:
-    """Einsum of two operands without ellipsis or repeated index: a matrix product over their common indices."""
-    equation = node.attrs.get("equation")
-    if not isinstance(equation, str) or len(node.inputs) != 2 or "." in equation:
-        return []
-    left, _, result = equation.replace(" ", "").partition("->")
-    terms = left.split(",")
-    if len(terms) != 2 or any(len(set(term)) != len(term) for term in terms):
-        return []
-    if "->" not in equation:
-        result = "".join(index for index in terms[0] + terms[1] if index not in set(terms[0]) & set(terms[1]))
-    slots = []
-    for slot, (term, other) in ((1, (terms[1], terms[0])), (0, (terms[0], terms[1]))):
-        own = [axis for axis, index in enumerate(term) if index in result and index not in other]
-        summed = [axis for axis, index in enumerate(term) if index in other and index not in result]
-        if own and summed:
-            slots.append(WeightSlot(slot, _longest(view.shape(node.inputs[slot]), own), summed[-1]))
-    return slots
-
-
-def _longest(shape: Shape, axes: list[int]) -> int:
-    """Return the axis of the largest known size; the last one among equals."""
-    sizes = [shape[axis] if shape is not None and axis < len(shape) else 0 for axis in axes]
-    return max(zip((size if isinstance(size, int) else 0 for size in sizes), axes, strict=True))[1]
-
-
-_CONVENTIONS: dict[str, Callable[[GraphView, gs.Node], list[WeightSlot]]] = {
-    "Conv": _conv,
-    "DeformConv": _conv,
-    "ConvTranspose": _conv_transpose,
-    "Gemm": _gemm,
-    "MatMul": _matmul,
-    "Gather": _gather,
-    "Slice": _slice,
-    "Einsum": _einsum,
-    "LSTM": _recurrent,
-    "GRU": _recurrent,
-    "RNN": _recurrent,
-}
-
-
 # -- axes through operators that move values ---------------------------------------------------------------------------
 
 
@@ -339,7 +206,7 @@ def _axis_before(view: GraphView, node: gs.Node, axis: int | None) -> int | None
     if axis is None or node.op in ("Identity", "Cast", "Slice", "Split", "Concat"):
         return axis
     if node.op == "Transpose":
-        rank = _rank(view, node.outputs[0])
+        rank = rank_of(view, node.outputs[0])
         order = node.attrs.get("perm", None if rank is None else list(range(rank))[::-1])
         return order[axis] if isinstance(order, list) and axis < len(order) else None
     before, after = view.shape(node.inputs[0]), view.shape(node.outputs[0])
