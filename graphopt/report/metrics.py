@@ -65,22 +65,15 @@ def serialized_size(model: Model) -> int:
 
 def count_macs(view: GraphView) -> int | None:
     """Return the multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul at batch size 1, None if unknown."""
-    ways = [lambda tensor: _at_batch_one(view.facts.shape(tensor)), _declared]
-    if view.known_facts is None:
-        ways.insert(0, view.shape)
     total = 0
     for node in view.nodes("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        counts = (_node_macs(node, way) for way in ways)
-        count = next((count for count in counts if count is not None), None)
+        count = _node_macs(node, lambda tensor: _at_batch_one(view.facts.shape(tensor)))
+        if count is None and any(view.facts.shape(end) is None for end in (*node.inputs[:2], node.outputs[0])):
+            count = _node_macs(node, view.shape)  # what the file declares may tell more
         if count is None:
             return None
         total += count
     return total
-
-
-def _declared(tensor: gs.Tensor) -> Shape:
-    """Return what the file says of a tensor's shape."""
-    return None if tensor.shape is None else tuple(tensor.shape)
 
 
 def _at_batch_one(shape: SymbolicShape) -> Shape:
