@@ -72,12 +72,11 @@ class KeptChannels:
             places = np.arange(start, end)
         else:
             return None
-        if (
-            places.ndim != 1
-            or not places.size
-            or places.min() < 0
-            or axis % rank not in (rank - 1, 1 if rank > 2 else 0)
-        ):
+        turned = self._view.producer(node.inputs[0], "Transpose")
+        last = turned is not None and list(turned.attrs.get("perm", ()))[:1] == [rank - 1] and axis == 0
+        if places.ndim != 1 or not places.size or places.min() < 0:
+            return None
+        if not last and axis % rank not in (rank - 1, 1 if rank > 2 else 0):
             return None
         before = self._kept.get(id(node.inputs[0]))
         if before is None:

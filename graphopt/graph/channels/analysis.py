@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from graphopt.graph.channels.cutting import Cut, Refusal
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Label, Labels, components, describe
-from graphopt.graph.channels.picking import WORTH
+from graphopt.graph.channels.picking import WORTH, only_reader
 from graphopt.graph.channels.storage import Storage
 from graphopt.graph.channels.table import transfer_of
 from graphopt.graph.view import GraphView, is_op
@@ -188,7 +188,8 @@ class Channels:
         view = self.facts.view
         picked = {id(place.node.inputs[place.slot]) for place in self.labels.picks if place.slot is not None}
         gathered = [node.inputs[0] for node in self.facts.program if is_op(node, "Gather", "Slice")]
-        picked |= {id(tensor) for tensor in gathered if len(view.readers(tensor)) == 1 and not view.is_output(tensor)}
+        gathered += [node.inputs[0] for t in gathered if (node := view.producer(t, "Transpose")) is not None]
+        picked |= {id(tensor) for tensor in gathered if only_reader(tensor, self.facts) is not None}
         tensors = [
             tensor
             for key, tensor in self.labels.tensors.items()

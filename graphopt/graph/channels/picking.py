@@ -50,8 +50,9 @@ class Pick:
         node, slot, opset = self.node, self.slot, cut.facts.view.opset
         source = node.outputs[0] if slot is None else node.inputs[slot]
         axis = self.axis + (cut.facts.rank(source) or 0)
-        if slot is None and _is_picked(source, axis, cut.facts):
-            cut.leave_whole(source)
+        if slot is None and (whole := _picked_from(source, axis, cut.facts)):
+            for tensor in whole:
+                cut.leave_whole(tensor)
             return
         if slot is not None and (through := _through(source, keep, axis, cut.facts)) is not None:
             source, keep = through
@@ -63,16 +64,16 @@ class Pick:
                 cut.leave_whole(source)
             else:
                 edit.set_input(node, slot, picked)
-            _add(node, source, picked, axis, keep, opset, edit)
+            _add(node, source, picked, (axis, cut.facts.rank(source) or 0), keep, opset, edit)
 
         cut.step(put)
 
 
 def is_normalized(tensor: gs.Tensor, axis: int, facts: "Facts") -> bool:
     """Whether a tensor is a quotient by a mean over an axis (counted from the end): a normalization written out."""
-    node = facts.view.producer(tensor)
-    if node is not None and picks_along(node, axis + (facts.rank(tensor) or 0), facts):
-        tensor = node.inputs[0]
+    before = _gather_before(tensor, axis + (facts.rank(tensor) or 0), facts)
+    if before is not None:
+        tensor = before[1]
     size, node = facts.dim(tensor, axis), _behind(tensor, _PASSING, facts)
     if size is None or node is None or not is_op(node, "Div", "Mul"):
         return False
@@ -98,10 +99,36 @@ def _behind(tensor: gs.Tensor, through: tuple[str, ...], facts: "Facts") -> gs.N
     return None
 
 
-def _is_picked(tensor: gs.Tensor, axis: int, facts: "Facts") -> bool:
-    """Whether a Gather of known indices along an axis is all that reads a tensor, so that it can pick less."""
+def _picked_from(tensor: gs.Tensor, axis: int, facts: "Facts") -> list[gs.Tensor]:
+    """Return a tensor, also as transposed, if a Gather of known indices along an axis is all that reads it."""
+    found = [tensor]
+    reader = only_reader(tensor, facts)
+    if reader is not None and is_op(reader, "Transpose") and "perm" in reader.attrs:
+        axis = [int(old) for old in reader.attrs["perm"]].index(axis)
+        found.append(reader.outputs[0])
+        reader = only_reader(reader.outputs[0], facts)
+    return found if reader is not None and picks_along(reader, axis, facts) else []
+
+
+def only_reader(tensor: gs.Tensor, facts: "Facts") -> gs.Node | None:
+    """Return the one node that reads a tensor; None if there are several, or a graph gives it out."""
     readers = facts.view.readers(tensor)
-    return len(readers) == 1 and not facts.view.is_output(tensor) and picks_along(readers[0], axis, facts)
+    return readers[0] if len(readers) == 1 and not facts.view.is_output(tensor) else None
+
+
+def _gather_before(tensor: gs.Tensor, axis: int, facts: "Facts") -> tuple[gs.Node, gs.Tensor] | None:
+    """Return the Gather along an axis that a tensor comes from, also between two transpositions, and its source."""
+    node = facts.view.producer(tensor)
+    if node is None or picks_along(node, axis, facts):
+        return None if node is None else (node, node.inputs[0])
+    if not is_op(node, "Transpose") or "perm" not in node.attrs:
+        return None
+    inner = int(node.attrs["perm"][axis])
+    gather = facts.view.producer(node.inputs[0])
+    first = None if gather is None else facts.view.producer(gather.inputs[0], "Transpose")
+    if gather is None or first is None or "perm" not in first.attrs or not picks_along(gather, inner, facts):
+        return None
+    return (gather, first.inputs[0]) if int(first.attrs["perm"][inner]) == axis else None
 
 
 def picks_along(node: gs.Node, axis: int, facts: "Facts") -> bool:
@@ -113,26 +140,36 @@ def picks_along(node: gs.Node, axis: int, facts: "Facts") -> bool:
 
 def _through(tensor: gs.Tensor, keep: "Mask", axis: int, facts: "Facts") -> "tuple[gs.Tensor, Mask] | None":
     """Return what a Gather before picks from, in order, and what stays of that; None if there is no such Gather."""
-    node = facts.view.producer(tensor)
-    if node is None or not picks_along(node, axis, facts):
+    before = _gather_before(tensor, axis, facts)
+    if before is None:
         return None
-    places, size = facts.array(node.inputs[1]), facts.dim(node.inputs[0], axis)
+    node, source = before
+    places, size = facts.array(node.inputs[1]), facts.dim(source, axis)
     if places is None or size is None or not (np.diff(places, prepend=-1) > 0).all():
         return None
     whole = np.zeros(size, dtype=bool)
     whole[places[keep].astype(np.int64)] = True
-    return node.inputs[0], whole
+    return source, whole
 
 
 def _add(
-    node: gs.Node, source: gs.Tensor, picked: gs.Tensor, axis: int, keep: "Mask", opset: int, edit: "Edit"
+    node: gs.Node, source: gs.Tensor, picked: gs.Tensor, where: tuple[int, int], keep: "Mask", opset: int, edit: "Edit"
 ) -> None:
-    """Add the node that picks: a Slice where what stays lies together, else a Gather."""
-    places, stem = np.flatnonzero(keep), str(picked.name)
+    """Add what picks along an axis of a rank: a Slice where what stays lies together, else a Gather.
+
+    Along the last axis a Gather moves single elements, at which runtimes are slow: it goes between two transpositions.
+    """
+    (axis, rank), places, stem = where, np.flatnonzero(keep), str(picked.name)
     first, last = int(places[0]), int(places[-1]) + 1
     if last - first > len(places):
         indices = edit.constant(f"{stem}_indices", places.astype(np.int64))
-        edit.add_node(node, "Gather", [source, indices], [picked], {"axis": axis})
+        if axis < rank - 1 or not axis:
+            edit.add_node(node, "Gather", [source, indices], [picked], {"axis": axis})
+            return
+        turned, taken = (edit.variable(f"{stem}_{name}", like=source) for name in ("turned", "taken"))
+        edit.add_node(node, "Transpose", [source], [turned], {"perm": [axis, *range(axis)]})
+        edit.add_node(node, "Gather", [turned, indices], [taken], {"axis": 0})
+        edit.add_node(node, "Transpose", [taken], [picked], {"perm": [*range(1, rank), 0]})
     elif opset < 10:
         edit.add_node(node, "Slice", [source], [picked], {"starts": [first], "ends": [last], "axes": [axis]})
     else:
