@@ -1,6 +1,6 @@
-"""How well each criterion tells what can go: top-1 on Fashion-MNIST by share zeroed, without any recovery.
+"""How well each criterion tells what can go: top-1 on Fashion-MNIST by share zeroed, without any recovery and with.
 
-python benchmarks/saliency.py [--only channels weights] [--nets resnet mobilenet] [--figures FILE.json]
+python benchmarks/saliency.py [--only channels reconstructed weights] [--nets resnet mobilenet] [--figures FILE.json]
 python benchmarks/saliency.py --only --figures FILE.json --plot docs/saliency.svg --print
 
 The 512 calibration samples of ``activation``, ``gradient`` and ``taylor`` are those that the test leaves; their labels
@@ -23,9 +23,10 @@ NETS = {"resnet": "fmnist_resnet14_bn.onnx", "mobilenet": "fmnist_mobilenetv2s_b
 SEEDS = range(5)
 WAYS: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = {
     "channels": (("l1", "l2", "activation", "gradient", "taylor", "random"), (0.1, 0.2, 0.3, 0.5, 0.7)),
+    "reconstructed": (("l1", "l2", "activation", "gradient", "taylor", "random"), (0.5,)),
     "weights": (("magnitude", "gradient", "taylor"), (0.1, 0.2, 0.3, 0.5, 0.7, 0.9)),
 }
-"""The passes, ``zero-`` and this, with their criteria and ratios."""
+"""What is zeroed (channels, then ``reconstruct``; single weights), with the criteria and ratios."""
 
 COLOURS = ("#4269d0", "#97bbf5", "#efb118", "#ff725c", "#3ca951", "#9498a0")
 
@@ -37,19 +38,21 @@ class Bench:
 
     def __init__(self, net: str) -> None:
         """Load one of ``NETS``."""
-        teacher = load(MODELS / NETS[net])
-        self.data: Data = load_data(MODELS / "fashion_mnist.npz", teacher)
-        self.folded = self.zeroed("fold-batchnorm", teacher)
+        self.teacher = load(MODELS / NETS[net])
+        self.data: Data = load_data(MODELS / "fashion_mnist.npz", self.teacher)
+        self.folded = self.run(self.teacher, "fold-batchnorm")
 
-    def zeroed(self, name: str, model: Model | None = None, **options: Any) -> Model:
+    def run(self, model: Model, name: str, **options: Any) -> Model:
         """Run a pass on a copy, without the pipeline's checks."""
-        result = (model or self.folded).copy()
-        create(name, **options).apply(GraphView(result, None, self.data.calibration(), result))
+        result = model.copy()
+        create(name, **options).apply(GraphView(result, None, self.data.calibration(), self.teacher))
         return result
 
-    def accuracy(self, name: str, **options: Any) -> float:
+    def accuracy(self, what: str, **options: Any) -> float:
         """Return top-1 on the 10,000 test images, in percent, of what a pass leaves."""
-        return round(100 * top1(self.zeroed(name, **options), self.data), 2)
+        zeroed = self.run(self.folded, "zero-weights" if what == "weights" else "zero-channels", **options)
+        left = self.run(zeroed, "reconstruct") if what == "reconstructed" else zeroed
+        return round(100 * top1(left, self.data), 2)
 
 
 def measure(bench: Bench, what: str, scopes: tuple[str, ...], say: Say) -> None:
@@ -61,7 +64,7 @@ def measure(bench: Bench, what: str, scopes: tuple[str, ...], say: Say) -> None:
             for ratio in ratios:
                 options = {"criterion": criterion, "ratio": ratio, "scope": scope}
                 seeds = [{"seed": seed} for seed in SEEDS] if criterion == "random" else [{}]
-                found = [bench.accuracy(f"zero-{what}", **options, **seed) for seed in seeds]
+                found = [bench.accuracy(what, **options, **seed) for seed in seeds]
                 mean = round(sum(found) / len(found), 2)
                 say(f"{criterion}, {scope}, {ratio:.0%}", mean if len(found) == 1 else [mean, min(found), max(found)])
 
