@@ -87,10 +87,14 @@ def read(path: Path, drawn: list[Line]) -> tuple[list[str], NDArray[np.float32]]
 def quantize(source: str, target: Path, command: str, data: ListData) -> None:
     """Fold BatchNormalization and run one pass, given as on the command line, without the checks of the pipeline."""
     name, *rest = command.split()
-    options = {
-        key.removeprefix("--").replace("-", "_"): int(value) if value.isdigit() else value
-        for key, value in zip(rest[::2], rest[1::2], strict=True)
-    }
+    options: dict[str, object] = {}
+    while rest:
+        key = rest.pop(0).removeprefix("--").replace("-", "_")
+        if key.startswith("no_"):
+            options[key.removeprefix("no_")] = False
+        else:
+            value = rest.pop(0)
+            options[key] = int(value) if value.isdigit() else value
     model = load(source)
     for each in (
         graphopt.create("fold-constants"),

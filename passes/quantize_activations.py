@@ -65,8 +65,9 @@ class QuantizeActivations(Pass):
     are int8 with a scale per output channel, biases int32 at the product of both scales. Placement follows what
     runtimes fuse: inputs of layers, outputs of convolutions behind their Relu or Clip, residual additions, averages,
     and one scale through whatever only moves values. Biases are corrected: the means of a layer's outputs, channel by
-    channel, are those of the float model, on up to 64 samples (Nagel et al. 2019, arXiv 1906.04721, appendix D); with
-    fewer than 16 samples or generated ones they are left as they are.
+    channel, are those of the float model, on up to 64 samples (Nagel et al. 2019, arXiv 1906.04721, appendix D). Where
+    that takes the model's outputs further from the float ones, with fewer than 16 samples or generated ones, they are
+    left as they are.
 
     Main graph only. Refused: a layer whose weight is refused by quantize-weights, lies behind another operator, or is
     half precision; a model below opset 13. BatchNormalization should be folded first. Without data the ranges come from

@@ -1,7 +1,8 @@
 """How far quantization moves the mean of each channel, layer after layer, each behind layers that are put right."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -14,6 +15,8 @@ from graphopt.runtime.session import Session
 from graphopt.runtime.taps import cut
 
 _SAMPLES = 64
+_JUDGED = 16
+_HELD = 1 << 24
 _SHARE = "graphopt/share"
 FEWEST = 16
 """With fewer samples, what their means differ by is mostly chance."""
@@ -39,25 +42,59 @@ def mean_shifts(before: Model, after: Model, tensors: Mapping[str, Channels], da
         data: What to run on, ``FEWEST`` samples or more.
 
     Returns:
-        A vector for each tensor whose shift is finite.
+        A vector for each tensor whose shift is finite; nothing if the model's float outputs, of 16 runs or as many as
+        16 MB hold, end up further from the right ones with the shifts than without.
     """
     if not tensors:
         return {}
     names = {name: f"graphopt/{name}" for name in tensors}
-    reference = Session(_with_means(to_proto(before), tensors, names, put_right=False))
-    means = [reference.run(feeds) for feeds in _portions(data)]
+    ends = [info.name for info in to_proto(before, weights=False).graph.output]
+    reference = Session(_with_means(to_proto(before), tensors, names, ends, put_right=False))
+    means, wanted, room = list[Feeds](), list[Feeds](), _HELD
+    for feeds in _portions(data):
+        found = reference.run(feeds)
+        answers = {name: value for name in ends if _is_float(value := found.pop(name))}
+        room -= sum(value.nbytes for value in answers.values())
+        wanted += [answers] if (room >= 0 and len(wanted) < _JUDGED) or not wanted else []
+        means.append(found)
     del reference
-    candidate = Session(_with_means(to_proto(after), tensors, names, put_right=True))
-    shifts = {f"{inner}/before": np.zeros_like(means[0][f"{inner}/mean"]) for inner in names.values()}
+    candidate = Session(_with_means(to_proto(after), tensors, names, ends, put_right=True))
+    none = {f"{inner}/before": np.zeros_like(means[0][f"{inner}/mean"]) for inner in names.values()}
+    shifts = none
     for count, (feeds, right) in enumerate(zip(_portions(data), means, strict=True), 1):
         found = candidate.run(feeds | right | shifts | {_SHARE: np.array(1.0 / count, np.float32)})
         shifts = {f"{inner}/before": found[f"{inner}/shift"] for inner in names.values()}
+    noise = {True: 0.0, False: 0.0}
+    for feeds, right, answers in zip(_portions(data), means, wanted, strict=False):
+        for corrected in noise:
+            given = shifts if corrected else none
+            found = candidate.run(feeds | right | given | {_SHARE: np.array(0.0, np.float32)})
+            noise[corrected] += sum(_noise(value, found[name]) for name, value in answers.items())
+    if not noise[True] <= noise[False]:
+        return {}
     flat = {name: shifts[f"{inner}/before"].astype(np.float64).reshape(-1) for name, inner in names.items()}
     return {name: each for name, each in flat.items() if np.isfinite(each).all()}
 
 
+def _is_float(value: Any) -> bool:
+    """Whether an output is a float tensor."""
+    return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _noise(wanted: Floats, found: Floats) -> float:
+    """Return the power of an output's error over the output's own."""
+    if wanted.shape != found.shape:
+        return 0.0
+    error = float(np.square(wanted.astype(np.float64) - found).sum())
+    return error / max(float(np.square(wanted.astype(np.float64)).sum()), 1e-300)
+
+
 def _with_means(
-    proto: onnx.ModelProto, tensors: Mapping[str, Channels], names: Mapping[str, str], put_right: bool
+    proto: onnx.ModelProto,
+    tensors: Mapping[str, Channels],
+    names: Mapping[str, str],
+    ends: Sequence[str],
+    put_right: bool,
 ) -> onnx.ModelProto:
     """Return a model that gives out the means of these tensors or, given the right ones, corrects and tells by what."""
     graph = proto.graph
@@ -86,7 +123,7 @@ def _with_means(
     del graph.node[:]
     graph.node.extend(nodes)
     graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in given)
-    return cut(proto, [f"{inner}/{'shift' if put_right else 'mean'}" for inner in names.values()])
+    return cut(proto, [*(f"{inner}/{'shift' if put_right else 'mean'}" for inner in names.values()), *ends])
 
 
 def _running_mean(inner: str, ends: list[str]) -> Iterator[onnx.NodeProto]:
