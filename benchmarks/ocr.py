@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 import graphopt
-from graphopt.graph import GraphView
 from graphopt.model import load, raise_opset, save
 from graphopt.runtime.data import Feeds, ListData
 
@@ -95,18 +94,11 @@ def quantize(source: str, target: Path, command: str, data: ListData) -> None:
         else:
             value = rest.pop(0)
             options[key] = int(value) if value.isdigit() else value
-    model = load(source)
-    for each in (
-        graphopt.create("fold-constants"),
-        graphopt.create("fold-batchnorm"),
-        graphopt.create(name, **options),
-    ):
-        view = GraphView(model, calibration=data)
-        if (wanted := each.required_opset(view)) > model.opset:
-            model = raise_opset(model, wanted)
-            view = GraphView(model, calibration=data)
-        each.apply(view)
-    save(model, target)
+    passes = [graphopt.create("fold-constants"), graphopt.create("fold-batchnorm"), graphopt.create(name, **options)]
+    result = graphopt.optimize(source, passes, data, check=False)
+    if not result.ok:
+        raise SystemExit("; ".join(result.report.failures))
+    save(result.optimized, target)
 
 
 def quantize_with_onnxruntime(source: str, target: Path, data: ListData) -> None:

@@ -64,16 +64,21 @@ def mean_shifts(before: Model, after: Model, tensors: Mapping[str, Channels], da
     for count, (feeds, right) in enumerate(zip(_portions(data), means, strict=True), 1):
         found = candidate.run(feeds | right | shifts | {_SHARE: np.array(1.0 / count, np.float32)})
         shifts = {f"{inner}/before": found[f"{inner}/shift"] for inner in names.values()}
-    noise = {True: 0.0, False: 0.0}
-    for feeds, right, answers in zip(_portions(data), means, wanted, strict=False):
-        for corrected in noise:
-            given = shifts if corrected else none
-            found = candidate.run(feeds | right | given | {_SHARE: np.array(0.0, np.float32)})
-            noise[corrected] += sum(_noise(value, found[name]) for name, value in answers.items())
-    if not noise[True] <= noise[False]:
+    answered = list(zip(_portions(data), means, wanted, strict=False))
+    if not _distance(candidate, answered, shifts) <= _distance(candidate, answered, none):
         return {}
     flat = {name: shifts[f"{inner}/before"].astype(np.float64).reshape(-1) for name, inner in names.items()}
     return {name: each for name, each in flat.items() if np.isfinite(each).all()}
+
+
+def _distance(candidate: Session, answered: Sequence[tuple[Feeds, Feeds, Feeds]], shifts: Feeds) -> float:
+    """Return how far the outputs are from the right ones under these shifts, which stay as they are."""
+    still = shifts | {_SHARE: np.array(0.0, np.float32)}
+    total = 0.0
+    for feeds, means, answers in answered:
+        found = candidate.run(feeds | means | still)
+        total += sum(_noise(value, found[name]) for name, value in answers.items())
+    return total
 
 
 def _is_float(value: Any) -> bool:
