@@ -21,8 +21,7 @@ from onnx.reference import ReferenceEvaluator
 
 import graphopt
 from graphopt.contract import Lossy
-from graphopt.graph import GraphView
-from graphopt.model import load, raise_opset, save
+from graphopt.model import load, save
 from graphopt.numerics.compare import Comparer
 from graphopt.runtime.feeds import Data, Feeds, generate
 from graphopt.runtime.session import Session
@@ -37,14 +36,11 @@ VARIANTS: dict[str, tuple[str, dict[str, object]]] = {
 def quantize(source: str, target: Path, variant: str, data: Data) -> None:
     """Fold BatchNormalization and quantize, without the checks of the pipeline: what breaks must show."""
     name, options = VARIANTS[variant]
-    model = load(source)
-    for each in (graphopt.create("fold-batchnorm"), graphopt.create(name, **options)):
-        view = GraphView(model, calibration=data)
-        if (wanted := each.required_opset(view)) > model.opset:
-            model = raise_opset(model, wanted)
-            view = GraphView(model, calibration=data)
-        each.apply(view)
-    save(model, target)
+    passes = [graphopt.create("fold-batchnorm"), graphopt.create(name, **options)]
+    result = graphopt.optimize(source, passes, data, check=False)
+    if not result.ok:
+        raise RuntimeError("; ".join(result.report.failures))
+    save(result.optimized, target)
 
 
 def run_openvino(path: Path, feeds: Feeds) -> None:
