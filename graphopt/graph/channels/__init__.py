@@ -31,7 +31,7 @@ How a pass uses it::
 Weights are seen per use (node and input slot): a weight that two layers share is two uses, and is copied on write.
 """
 
-from graphopt.graph.channels import (
+from graphopt.graph.channels import (  # noqa: F401  importing them fills the table
     blocks,
     contraction,
     convolution,
@@ -54,24 +54,7 @@ from graphopt.graph.channels.groups import ChannelGroup, TensorSlice, WeightSlic
 from graphopt.graph.channels.labels import Labels, Use
 from graphopt.graph.channels.table import TABLE, Transfer, register, transfer_of
 
-OPERATORS = (
-    blocks,
-    contraction,
-    convolution,
-    elementwise,
-    gathering,
-    joining,
-    normalization,
-    pooling,
-    quantization,
-    recurrent,
-    reduction,
-    reshaping,
-    sizes,
-    spreading,
-)
 __all__ = [
-    "OPERATORS",
     "TABLE",
     "ChannelGroup",
     "Channels",

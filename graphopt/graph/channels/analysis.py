@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.channels.cutting import Cut, Refusal
 from graphopt.graph.channels.facts import Facts, Mask
+from graphopt.graph.channels.inference import refine
 from graphopt.graph.channels.labels import Label, Labels, components, describe
 from graphopt.graph.channels.picking import WORTH, only_reader
 from graphopt.graph.channels.storage import Storage
@@ -42,7 +43,7 @@ class Channels:
         """Walk the program forwards, backwards and forwards again."""
         facts = Facts(view)
         for node in facts.program:
-            facts.refine(node)
+            refine(node, facts)
             transfer_of(node).forward(node, facts)
         for graph in view.graphs():
             for out in graph.outputs:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Labels, Use
 from graphopt.graph.channels.storage import is_plain
-from graphopt.graph.channels.values import constant_of
+from graphopt.graph.constants import constant_of
 from graphopt.graph.edit import Edit, cast
 from graphopt.graph.view import is_op
 from graphopt.result import Skip
@@ -105,12 +105,6 @@ class Cut:
         """Say that a tensor keeps its size: what reads it picks from it."""
         self._whole.add(id(tensor))
 
-    def pick(self, node: gs.Node) -> None:
-        """Plan what picks channels at a node."""
-        for place in self.labels.picks:
-            if place.node is node:
-                place.plan(self)
-
     def step(self, action: Callable[[Edit], None]) -> None:
         """Plan any other edit."""
         self._steps.append(action)
@@ -150,7 +144,7 @@ class Cut:
             if not known[axis] or sizes[axis] > 0 or (sizes[axis] == 0 and source.get(axis) != size):
                 sizes[axis], known = size, known | (np.arange(rank) == axis)
         if copies and values is not None:
-            before, names = self.facts.shape(node.inputs[0]) or (), values.names(self.facts)
+            before, names = self.facts.shape(node.inputs[0]) or (), values.names(self.facts.symbols)
             for axis in np.flatnonzero(~known).tolist():
                 if axis < len(before) and names[axis] is not None and before[axis] == names[axis]:
                     sizes[axis], known = 0, known | (np.arange(rank) == axis)

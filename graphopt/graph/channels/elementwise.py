@@ -6,8 +6,8 @@ import onnx_graphsurgeon as gs
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.evaluate import evaluate
 from graphopt.graph.channels.facts import Facts, Vector
-from graphopt.graph.channels.labels import Label, Labels
-from graphopt.graph.channels.picking import Pick, is_normalized
+from graphopt.graph.channels.labels import Label, Labels, Pick
+from graphopt.graph.channels.picking import is_normalized, plan_picks
 from graphopt.graph.channels.table import Transfer, register
 
 
@@ -110,7 +110,7 @@ class Elementwise(Transfer):
     def cut(self, node: gs.Node, cut: Cut) -> None:
         """Where a normalization that is written out is scaled, pick what is read of it."""
         if node.op == "Mul":
-            cut.pick(node)
+            plan_picks(node, cut)
 
 
 def _scale_of_normalized(node: gs.Node, axis: int, facts: Facts) -> int | None:

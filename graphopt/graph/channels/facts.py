@@ -7,12 +7,12 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graphopt.graph.channels.inference import infer_outputs
-from graphopt.graph.channels.values import Symbols, Values, constant_of, evaluate_values, is_stored
-from graphopt.graph.constants import read_values
+from graphopt.graph.channels.values import Symbols, Values
+from graphopt.graph.constants import constant_of, is_stored_behind_identities, read_values
 from graphopt.graph.evaluate import evaluate
 from graphopt.graph.shapes import Shape
 from graphopt.graph.view import GraphView
+from graphopt.model.order import bodies
 
 Mask = NDArray[np.bool_]
 Vector = NDArray[np.float64]
@@ -51,7 +51,7 @@ class Facts:
             source = constant_of(tensor)
             if source is not None:
                 return tuple(source.shape)
-            if not _vague(shape := self.view.shape(tensor)):
+            if not is_vague(shape := self.view.shape(tensor)):
                 return shape
             array = self.array(tensor)
             return None if array is None else array.shape
@@ -83,7 +83,9 @@ class Facts:
     def is_constant(self, tensor: gs.Tensor) -> bool:
         """Whether a tensor's values are stored in the model, or computed from stored ones by moving and casting."""
         if id(tensor) not in self._constant:
-            stored = is_stored(tensor) or (self._may_compute(tensor) and evaluate(self.view, tensor) is not None)
+            stored = is_stored_behind_identities(tensor) or (
+                self._may_compute(tensor) and evaluate(self.view, tensor) is not None
+            )
             self._constant[id(tensor)] = not self.view.is_input(tensor) and bool(tensor.name) and stored
         return self._constant[id(tensor)]
 
@@ -94,7 +96,8 @@ class Facts:
         node = tensor.inputs[0]
         sources = node.inputs[:1] if node.op == "CastLike" else node.inputs
         return bool(
-            node.op in ("Shape", "ConstantOfShape") or all(self._constant.get(id(t), is_stored(t)) for t in sources)
+            node.op in ("Shape", "ConstantOfShape")
+            or all(self._constant.get(id(t), is_stored_behind_identities(t)) for t in sources)
         )
 
     def array(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
@@ -138,19 +141,16 @@ class Facts:
             return None
         return [int(value) for value in values.array.ravel()]
 
-    def refine(self, node: gs.Node) -> None:
-        """Find the values and, where model-wide inference gave up, the shapes of a node's outputs."""
-        for out in node.outputs:
-            self.is_constant(out)
-        found = evaluate_values(node, self)
-        if found is not None and node.outputs:
-            self._values[id(node.outputs[0])] = found
-            if found.array.dtype.kind == "f" and found.known.all():
-                self._learn_values(node.outputs[0], found.array)
-        if any(_vague(self.view.shape(out)) for out in node.outputs if out.name):
-            for out, shape in zip(node.outputs, infer_outputs(node, self), strict=False):
-                if out.name and shape is not None:
-                    self._shapes[id(out)] = _sharper(shape, self.view.shape(out))
+    def learn_shape(self, tensor: gs.Tensor, shape: Shape) -> None:
+        """Record a shape; where it and the model-wide one differ, numbers count more than names."""
+        if tensor.name and shape is not None:
+            self._shapes[id(tensor)] = _sharper(shape, self.view.shape(tensor))
+
+    def learn_values(self, tensor: gs.Tensor, values: Values) -> None:
+        """Record what is known of the elements of a small tensor."""
+        self._values[id(tensor)] = values
+        if values.array.dtype.kind == "f" and values.known.all():
+            self._learn_uniform(tensor, values.array)
 
     # -- uniform channels ----------------------------------------------------------------------------------------------
 
@@ -163,7 +163,7 @@ class Facts:
         if not np.isnan(values).all() and self.dim(tensor, axis) == len(values):
             self._uniform.setdefault(id(tensor), {})[axis % rank] = values
 
-    def _learn_values(self, tensor: gs.Tensor, array: NDArray[np.generic]) -> None:
+    def _learn_uniform(self, tensor: gs.Tensor, array: NDArray[np.generic]) -> None:
         """Record the uniform channels of a tensor whose elements are all known."""
         for axis, size in enumerate(array.shape):
             flat = np.moveaxis(array, axis, 0).reshape(size, -1).astype(np.float64)
@@ -243,10 +243,8 @@ class Facts:
 
 def _flatten(view: GraphView) -> Iterator[gs.Node]:
     """Yield every node in an order in which what it reads comes first; bodies come before their owners."""
-    bodies = {
-        id(body) for graph in view.graphs() for node in graph.nodes for body in node.attrs.values() if _is_graph(body)
-    }
-    for root in [graph for graph in view.graphs() if id(graph) not in bodies]:
+    nested = {id(body) for graph in view.graphs() for node in graph.nodes for body in bodies(node)}
+    for root in [graph for graph in view.graphs() if id(graph) not in nested]:
         stack: list[tuple[Iterator[gs.Node], gs.Node | None]] = [(iter(list(root.nodes)), None)]
         while stack:
             nodes, owner = stack[-1]
@@ -258,18 +256,13 @@ def _flatten(view: GraphView) -> Iterator[gs.Node]:
                 continue
             if view.edit.is_removed(node):
                 continue
-            inner = [body for body in node.attrs.values() if _is_graph(body)]
-            if inner:
+            if inner := bodies(node):
                 stack.append((iter([n for body in inner for n in body.nodes]), node))
             else:
                 yield node
 
 
-def _is_graph(value: object) -> bool:
-    return isinstance(value, gs.Graph)
-
-
-def _vague(shape: Shape) -> bool:
+def is_vague(shape: Shape) -> bool:
     """Whether a shape leaves anything open."""
     return shape is None or any(not isinstance(size, int) for size in shape)
 

@@ -10,7 +10,7 @@ from graphopt.graph.channels.analysis import Channels
 from graphopt.graph.channels.cost import CONTRACTIONS
 from graphopt.graph.channels.labels import Label
 from graphopt.graph.channels.quantization import readable
-from graphopt.graph.channels.values import constant_of
+from graphopt.graph.constants import constant_of
 from graphopt.graph.view import is_op
 from graphopt.numerics.importance import Aggregation, Norm, Scores, aggregate, slice_norms
 

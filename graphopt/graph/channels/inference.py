@@ -1,16 +1,27 @@
-"""Shape inference of one node, from what the walk knows so far."""
+"""What can be told of one node's outputs from what the walk knows so far: small values, and shapes."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.channels.facts import Facts, is_vague
+from graphopt.graph.channels.shape_arithmetic import evaluate_values
 from graphopt.graph.shapes import Shape
 
-if TYPE_CHECKING:
-    from graphopt.graph.channels.facts import Facts
+
+def refine(node: gs.Node, facts: Facts) -> None:
+    """Find the values and, where model-wide inference gave up, the shapes of a node's outputs."""
+    for out in node.outputs:
+        facts.is_constant(out)  # remembered: what comes later asks whether all that it reads is constant
+    found = evaluate_values(node, facts)
+    if found is not None and node.outputs:
+        facts.learn_values(node.outputs[0], found)
+    if any(is_vague(facts.view.shape(out)) for out in node.outputs if out.name):
+        for out, shape in zip(node.outputs, _infer_outputs(node, facts), strict=False):
+            facts.learn_shape(out, shape)
 
 
 def attributes(node: gs.Node) -> dict[str, Any] | None:
@@ -27,14 +38,16 @@ def attributes(node: gs.Node) -> dict[str, Any] | None:
     return plain
 
 
-def infer_outputs(node: gs.Node, facts: "Facts") -> list[Shape]:
+def _infer_outputs(node: gs.Node, facts: Facts) -> list[Shape]:
     """Return the shapes of a node's outputs as ONNX's own inference gives them; empty where it cannot."""
     if node.domain not in (None, "", "ai.onnx"):
         return []
     if node.op == "Reshape" and (target := _reshaped(node, facts)) is not None:
         return [target]
     if node.op == "ConstantOfShape" and (values := facts.values(node.inputs[0])) is not None:
-        numbers = zip(values.array.ravel().tolist(), values.known.ravel().tolist(), values.names(facts), strict=True)
+        numbers = zip(
+            values.array.ravel().tolist(), values.known.ravel().tolist(), values.names(facts.symbols), strict=True
+        )
         return [tuple(number if known else name for number, known, name in numbers)]
     if node.op == "GroupNormalization":  # a function of ONNX, whose inference needs element types throughout
         return [facts.shape(node.inputs[0])]
@@ -70,7 +83,7 @@ def infer_outputs(node: gs.Node, facts: "Facts") -> list[Shape]:
     return [_shape(found.get(out.name)) for out in node.outputs]
 
 
-def _reshaped(node: gs.Node, facts: "Facts") -> Shape:
+def _reshaped(node: gs.Node, facts: Facts) -> Shape:
     """Return the shape that a partly known target gives; None if nothing of it is known."""
     values = facts.values(node.inputs[1]) if len(node.inputs) > 1 else None
     before = facts.shape(node.inputs[0])
@@ -79,7 +92,7 @@ def _reshaped(node: gs.Node, facts: "Facts") -> Shape:
     if node.attrs.get("allowzero", 0) and ((values.array == 0) & values.known).any():
         return None
     sizes: list[int | str | None] = []
-    names = values.names(facts)
+    names = values.names(facts.symbols)
     for axis, (size, known) in enumerate(zip(values.array.tolist(), values.known.tolist(), strict=True)):
         copied = known and size == 0 and before is not None and axis < len(before)
         told = size if known and size > 0 else names[axis]
@@ -97,7 +110,7 @@ def _reshaped(node: gs.Node, facts: "Facts") -> Shape:
     return tuple(sizes)
 
 
-def _element_type(tensor: gs.Tensor, facts: "Facts") -> int:
+def _element_type(tensor: gs.Tensor, facts: Facts) -> int:
     """Return ONNX's code of a tensor's element type; float where it is not declared."""
     if isinstance(tensor.dtype, int):
         return tensor.dtype

@@ -1,4 +1,4 @@
-"""Transfer functions of operators that join, part and pick along an axis: Concat, Split, Slice, Gather."""
+"""Transfer functions of operators that join and part along an axis: Concat, Split, Slice."""
 
 import numpy as np
 import onnx_graphsurgeon as gs

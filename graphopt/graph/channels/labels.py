@@ -7,8 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graphopt.graph.channels.facts import Facts
-from graphopt.graph.channels.picking import Pick
+from graphopt.graph.channels.facts import Facts, Mask
 
 Label = NDArray[np.int64]
 Axes = list[Label | None]
@@ -34,6 +33,28 @@ class Use:
     def cuttable(self) -> dict[int, Label]:
         """Return the labels of the axes that go with them."""
         return {axis: label for axis, label in self.axes.items() if axis not in self.held}
+
+
+@dataclass(frozen=True, eq=False)
+class Pick:
+    """A place where the channels of an axis that stays whole can be picked.
+
+    Attributes:
+        node: The node at which it happens.
+        slot: The input of the node in front of which; None for behind the first output.
+        axis: The axis, counted from the end.
+        label: Its labels, which only what comes after the place has.
+    """
+
+    node: gs.Node
+    slot: int | None
+    axis: int
+    label: Label
+
+    def indices(self, gone: Mask) -> int:
+        """Return how many stored indices picking takes."""
+        places = np.flatnonzero(~gone[self.label])
+        return 0 if len(places) == len(self.label) else len(places) if places[-1] - places[0] >= len(places) else 3
 
 
 class Labels:

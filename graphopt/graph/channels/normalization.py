@@ -5,8 +5,8 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts
-from graphopt.graph.channels.labels import Label, Labels
-from graphopt.graph.channels.picking import Pick
+from graphopt.graph.channels.labels import Label, Labels, Pick
+from graphopt.graph.channels.picking import plan_picks
 from graphopt.graph.channels.table import Transfer, register
 
 
@@ -137,7 +137,7 @@ class LayerNormalization(Transfer):
 
     def cut(self, node: gs.Node, cut: Cut) -> None:
         """Pick what is read behind it."""
-        cut.pick(node)
+        plan_picks(node, cut)
 
 
 @register("GroupNormalization")

@@ -1,18 +1,13 @@
 """Picking: of an axis that a normalization needs whole, a Gather or Slice behind it hands on only what is read."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 import numpy as np
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.channels.cutting import Cut
+from graphopt.graph.channels.facts import Facts, Mask
+from graphopt.graph.channels.labels import Pick
+from graphopt.graph.edit import Edit
 from graphopt.graph.view import is_op
-
-if TYPE_CHECKING:
-    from graphopt.graph.channels.cutting import Cut
-    from graphopt.graph.channels.facts import Facts, Mask
-    from graphopt.graph.channels.labels import Label
-    from graphopt.graph.edit import Edit
 
 WORTH = 16
 """How many weights must go for each element that is copied on: a multiplication costs that much less than a copy."""
@@ -21,55 +16,41 @@ _PASSING = ("Cast", "Identity", "Dropout")
 _STATISTICS = ("Sqrt", "Reciprocal", "Pow", "Add", "Max", "Clip", "Div", *_PASSING)
 
 
-@dataclass(frozen=True, eq=False)
-class Pick:
-    """A place where the channels of an axis that stays whole can be picked.
-
-    Attributes:
-        node: The node at which it happens.
-        slot: The input of the node in front of which; None for behind the first output.
-        axis: The axis, counted from the end.
-        label: Its labels, which only what comes after the place has.
-    """
-
-    node: gs.Node
-    slot: int | None
-    axis: int
-    label: "Label"
-
-    def indices(self, gone: "Mask") -> int:
-        """Return how many stored indices picking takes."""
-        places = np.flatnonzero(~gone[self.label])
-        return 0 if len(places) == len(self.label) else len(places) if places[-1] - places[0] >= len(places) else 3
-
-    def plan(self, cut: "Cut") -> None:
-        """Plan the node that picks what stays, unless what comes next picks already."""
-        keep = ~cut.gone[self.label]
-        if keep.all():
-            return
-        node, slot, opset = self.node, self.slot, cut.facts.view.opset
-        source = node.outputs[0] if slot is None else node.inputs[slot]
-        axis = self.axis + (cut.facts.rank(source) or 0)
-        if slot is None and (whole := _picked_from(source, axis, cut.facts)):
-            for tensor in whole:
-                cut.leave_whole(tensor)
-            return
-        if slot is not None and (through := _through(source, keep, axis, cut.facts)) is not None:
-            source, keep = through
-
-        def put(edit: "Edit") -> None:
-            picked = edit.variable(f"{source.name}_picked", like=source)
-            if slot is None:
-                edit.replace_uses(source, picked)
-                cut.leave_whole(source)
-            else:
-                edit.set_input(node, slot, picked)
-            _add(node, source, picked, (axis, cut.facts.rank(source) or 0), keep, opset, edit)
-
-        cut.step(put)
+def plan_picks(node: gs.Node, cut: Cut) -> None:
+    """Plan what picks channels at a node."""
+    for place in cut.labels.picks:
+        if place.node is node:
+            _plan(place, cut)
 
 
-def is_normalized(tensor: gs.Tensor, axis: int, facts: "Facts") -> bool:
+def _plan(place: Pick, cut: Cut) -> None:
+    """Plan the node that picks what stays, unless what comes next picks already."""
+    keep = ~cut.gone[place.label]
+    if keep.all():
+        return
+    node, slot, opset = place.node, place.slot, cut.facts.view.opset
+    source = node.outputs[0] if slot is None else node.inputs[slot]
+    axis = place.axis + (cut.facts.rank(source) or 0)
+    if slot is None and (whole := _picked_from(source, axis, cut.facts)):
+        for tensor in whole:
+            cut.leave_whole(tensor)
+        return
+    if slot is not None and (through := _through(source, keep, axis, cut.facts)) is not None:
+        source, keep = through
+
+    def put(edit: Edit) -> None:
+        picked = edit.variable(f"{source.name}_picked", like=source)
+        if slot is None:
+            edit.replace_uses(source, picked)
+            cut.leave_whole(source)
+        else:
+            edit.set_input(node, slot, picked)
+        _add(node, source, picked, (axis, cut.facts.rank(source) or 0), keep, opset, edit)
+
+    cut.step(put)
+
+
+def is_normalized(tensor: gs.Tensor, axis: int, facts: Facts) -> bool:
     """Whether a tensor is a quotient by a mean over an axis (counted from the end): a normalization written out."""
     before = _gather_before(tensor, axis + (facts.rank(tensor) or 0), facts)
     if before is not None:
@@ -86,7 +67,7 @@ def is_normalized(tensor: gs.Tensor, axis: int, facts: "Facts") -> bool:
     return False
 
 
-def _behind(tensor: gs.Tensor, through: tuple[str, ...], facts: "Facts") -> gs.Node | None:
+def _behind(tensor: gs.Tensor, through: tuple[str, ...], facts: Facts) -> gs.Node | None:
     """Return the first producer that is none of some operators, each followed along its one computed input."""
     for _ in range(8):
         node = facts.view.producer(tensor)
@@ -99,7 +80,7 @@ def _behind(tensor: gs.Tensor, through: tuple[str, ...], facts: "Facts") -> gs.N
     return None
 
 
-def _picked_from(tensor: gs.Tensor, axis: int, facts: "Facts") -> list[gs.Tensor]:
+def _picked_from(tensor: gs.Tensor, axis: int, facts: Facts) -> list[gs.Tensor]:
     """Return a tensor, also as transposed, if a Gather of known indices along an axis is all that reads it."""
     found = [tensor]
     reader = only_reader(tensor, facts)
@@ -110,13 +91,13 @@ def _picked_from(tensor: gs.Tensor, axis: int, facts: "Facts") -> list[gs.Tensor
     return found if reader is not None and picks_along(reader, axis, facts) else []
 
 
-def only_reader(tensor: gs.Tensor, facts: "Facts") -> gs.Node | None:
+def only_reader(tensor: gs.Tensor, facts: Facts) -> gs.Node | None:
     """Return the one node that reads a tensor; None if there are several, or a graph gives it out."""
     readers = facts.view.readers(tensor)
     return readers[0] if len(readers) == 1 and not facts.view.is_output(tensor) else None
 
 
-def _gather_before(tensor: gs.Tensor, axis: int, facts: "Facts") -> tuple[gs.Node, gs.Tensor] | None:
+def _gather_before(tensor: gs.Tensor, axis: int, facts: Facts) -> tuple[gs.Node, gs.Tensor] | None:
     """Return the Gather along an axis that a tensor comes from, also between two transpositions, and its source."""
     node = facts.view.producer(tensor)
     if node is None or picks_along(node, axis, facts):
@@ -131,14 +112,14 @@ def _gather_before(tensor: gs.Tensor, axis: int, facts: "Facts") -> tuple[gs.Nod
     return (gather, first.inputs[0]) if int(first.attrs["perm"][inner]) == axis else None
 
 
-def picks_along(node: gs.Node, axis: int, facts: "Facts") -> bool:
+def picks_along(node: gs.Node, axis: int, facts: Facts) -> bool:
     """Whether a node is a Gather of a row of stored indices along an axis."""
     if not is_op(node, "Gather") or not facts.is_constant(node.inputs[1]) or facts.rank(node.inputs[1]) != 1:
         return False
     return int(node.attrs.get("axis", 0)) % (facts.rank(node.inputs[0]) or 1) == axis
 
 
-def _through(tensor: gs.Tensor, keep: "Mask", axis: int, facts: "Facts") -> "tuple[gs.Tensor, Mask] | None":
+def _through(tensor: gs.Tensor, keep: Mask, axis: int, facts: Facts) -> tuple[gs.Tensor, Mask] | None:
     """Return what a Gather before picks from, in order, and what stays of that; None if there is no such Gather."""
     before = _gather_before(tensor, axis, facts)
     if before is None:
@@ -153,7 +134,7 @@ def _through(tensor: gs.Tensor, keep: "Mask", axis: int, facts: "Facts") -> "tup
 
 
 def _add(
-    node: gs.Node, source: gs.Tensor, picked: gs.Tensor, where: tuple[int, int], keep: "Mask", opset: int, edit: "Edit"
+    node: gs.Node, source: gs.Tensor, picked: gs.Tensor, where: tuple[int, int], keep: Mask, opset: int, edit: Edit
 ) -> None:
     """Add what picks along an axis of a rank: a Slice where what stays lies together, else a Gather.
 

@@ -1,4 +1,4 @@
-"""Transfer functions of operators that spread, pad, resample or rearrange: Expand, Tile, Pad, Resize, DepthToSpace."""
+"""Transfer functions of operators that spread, pad, resample or mix: Expand, Tile, Pad, Resize, Softmax, CumSum."""
 
 import numpy as np
 import onnx_graphsurgeon as gs

@@ -1,15 +1,13 @@
 """The table of transfer functions: for each operator, what the analysis knows of it; unknown means live and fixed."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts
 from graphopt.graph.channels.labels import Labels, describe
-
-if TYPE_CHECKING:
-    from graphopt.graph.channels.cutting import Cut
 
 
 class Transfer:
@@ -33,7 +31,7 @@ class Transfer:
         for slot in range(len(node.inputs)):
             labels.block_input(node, slot, f"read by {describe(node)}, of which the analysis knows nothing")
 
-    def cut(self, node: gs.Node, cut: "Cut") -> None:
+    def cut(self, node: gs.Node, cut: Cut) -> None:
         """Follow the cut with attributes, shape constants and biases; labelled constants follow by themselves."""
 
 
