@@ -15,7 +15,8 @@ from graphopt.contract import Contract, FloatExact
 from graphopt.model import Model, from_proto, load, save, to_proto
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
-from graphopt.pipeline import Pipeline, Progress, silent
+from graphopt.pipeline import Pipeline
+from graphopt.progress import Progress, silent
 from graphopt.registry import create
 from graphopt.report import Report, measure
 from graphopt.runtime.check import compare_models

@@ -102,7 +102,7 @@ class SitePass(Pass):
                 rewritten.append(Rewritten(site, self.rewrite(view, node) or ""))
             except Skip as reason:
                 skipped.append(Skipped(site, str(reason)))
-            except Exception as error:
+            except Exception as error:  # goes on its way, only with the site on it
                 error.add_note(f"at site {site!r}")
                 raise
         return rewritten, skipped
@@ -112,6 +112,11 @@ def options(kind: type[Pass]) -> list[tuple["dataclasses.Field[Any]", Any]]:
     """Return the options of a pass class: its dataclass fields with their resolved types."""
     hints = get_type_hints(kind)
     return [(field, hints[field.name]) for field in dataclasses.fields(kind)]
+
+
+def option_values(each: Pass) -> dict[str, object]:
+    """Return a pass's options by name."""
+    return {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
 
 
 def _check_option(label: str, field: "dataclasses.Field[Any]", kind: Any, value: Any) -> None:

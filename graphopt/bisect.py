@@ -7,14 +7,14 @@ NOT_UNDER_TEST = "left out while looking for the rewrite at fault"
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether a replay kept the contract, and if not, how it broke it."""
+class Replay:
+    """Whether running a pass again kept the contract, and if not, how it broke it."""
 
     holds: bool
     problem: str
 
 
-Judge = Callable[[Mapping[str, str]], Verdict]
+Judge = Callable[[Mapping[str, str]], Replay]
 
 
 def find_culprits(sites: Sequence[str], problem: str, judge: Judge, most: int) -> dict[str, str] | None:
@@ -39,10 +39,10 @@ def find_culprits(sites: Sequence[str], problem: str, judge: Judge, most: int) -
         if culprit is None:
             return None
         vetoes[culprit] = f"breaks the contract: {how}"
-        verdict = judge(vetoes)
-        if verdict.holds:
+        replay = judge(vetoes)
+        if replay.holds:
             return vetoes
-        problem = verdict.problem
+        problem = replay.problem
     return None
 
 
@@ -55,9 +55,9 @@ def _shortest_failing_prefix(
         return None, problem
     while fails_at - holds_at > 1:
         middle = (holds_at + fails_at) // 2
-        verdict = judge({**dict.fromkeys(suspects[middle:], NOT_UNDER_TEST), **vetoes})
-        if verdict.holds:
+        replay = judge({**dict.fromkeys(suspects[middle:], NOT_UNDER_TEST), **vetoes})
+        if replay.holds:
             holds_at = middle
         else:
-            fails_at, problem = middle, verdict.problem
+            fails_at, problem = middle, replay.problem
     return suspects[fails_at - 1], problem

@@ -1,5 +1,7 @@
 """What a pass promises about the numerics of the model that it rewrites."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -52,3 +54,13 @@ def on_inputs(contract: Contract, generated: bool) -> Contract:
     if isinstance(contract, Lossy) and generated:
         return Lossy(min(0.0, contract.min_sqnr_db))
     return contract
+
+
+def total_contract(contracts: Sequence[Contract]) -> Contract:
+    """Return what a run promises in total: rounding errors add up, and so do the noise powers of lossy passes."""
+    if lossy := [each for each in contracts if isinstance(each, Lossy)]:
+        noise = sum(10 ** (-each.min_sqnr_db / 10) for each in lossy)
+        return Lossy(round(-10 * math.log10(noise), 2))
+    if floats := [each for each in contracts if isinstance(each, FloatExact)]:
+        return FloatExact(sum(each.rtol for each in floats), sum(each.atol for each in floats))
+    return BitExact()

@@ -2,27 +2,20 @@
 
 import dataclasses
 import gc
-import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from graphopt.base import Pass
-from graphopt.contract import BitExact, Contract, FloatExact, Lossy
+from graphopt.base import Pass, option_values
 from graphopt.model import Model
+from graphopt.progress import Progress, silent
 from graphopt.report import PassReport
 from graphopt.runtime.feeds import Data
 from graphopt.trial import Subject, Trial
 
 MAX_ROUNDS = 20
 YOUNG_OBJECTS = 500_000
-
-Progress = Callable[[str, int, int], None]
-
-
-def silent(step: str, done: int, total: int) -> None:
-    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -123,18 +116,3 @@ def rare_garbage_collection() -> Iterator[None]:
         yield
     finally:
         gc.set_threshold(*before)
-
-
-def option_values(each: Pass) -> dict[str, object]:
-    """Return a pass's options by name."""
-    return {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
-
-
-def total_contract(contracts: Sequence[Contract]) -> Contract:
-    """Return what a run promises in total: rounding errors add up, and so do the noise powers of lossy passes."""
-    if lossy := [each for each in contracts if isinstance(each, Lossy)]:
-        noise = sum(10 ** (-each.min_sqnr_db / 10) for each in lossy)
-        return Lossy(round(-10 * math.log10(noise), 2))
-    if floats := [each for each in contracts if isinstance(each, FloatExact)]:
-        return FloatExact(sum(each.rtol for each in floats), sum(each.atol for each in floats))
-    return BitExact()

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from graphopt.base import Pass
-from graphopt.bisect import Verdict, find_culprits
+from graphopt.bisect import Replay, find_culprits
 from graphopt.contract import Lossy, on_inputs
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph import GraphView
@@ -176,13 +176,13 @@ class Trial:
         """Find the sites that break the contract, and run the pass again without them."""
         replays: dict[frozenset[str], Outcome] = {}
 
-        def judge(vetoes: Mapping[str, str]) -> Verdict:
+        def judge(vetoes: Mapping[str, str]) -> Replay:
             outcome = self._attempt(vetoes)
             if outcome.failure:
-                return Verdict(False, outcome.failure)
+                return Replay(False, outcome.failure)
             judged = replays[frozenset(vetoes)] = self._judged(outcome)
             assert judged.check is not None
-            return Verdict(judged.check.holds, judged.check.problem)
+            return Replay(judged.check.holds, judged.check.problem)
 
         assert broken.check is not None
         sites = [rewritten.site for rewritten in broken.result.rewritten]

@@ -5,12 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt.base import Pass
-from graphopt.contract import FloatExact, on_inputs
+from graphopt.base import Pass, option_values
+from graphopt.contract import FloatExact, on_inputs, total_contract
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.model import Model
 from graphopt.model.ranks import with_ranks
-from graphopt.pipeline import option_values, total_contract
 from graphopt.report import Check, PassReport
 from graphopt.result import PassResult
 from graphopt.runtime.check import compare_models, top1

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphopt.bisect import Verdict, find_culprits
+from graphopt.bisect import Replay, find_culprits
 
 SITES = [f"s{i}" for i in range(40)]
 
@@ -15,11 +15,11 @@ SITES = [f"s{i}" for i in range(40)]
 def test_names_exactly_the_bad_sites(bad: set[str]) -> None:
     replays = 0
 
-    def judge(vetoes: Mapping[str, str]) -> Verdict:
+    def judge(vetoes: Mapping[str, str]) -> Replay:
         nonlocal replays
         replays += 1
         left = sorted(bad - set(vetoes))
-        return Verdict(not left, f"broken by {left}")
+        return Replay(not left, f"broken by {left}")
 
     culprits = find_culprits(SITES, "broken", judge, 8)
     assert culprits is not None
@@ -29,8 +29,8 @@ def test_names_exactly_the_bad_sites(bad: set[str]) -> None:
 
 
 def test_gives_up_when_too_many_are_at_fault() -> None:
-    assert find_culprits(SITES, "broken", lambda vetoes: Verdict(len(vetoes) > 30, "broken"), 4) is None
+    assert find_culprits(SITES, "broken", lambda vetoes: Replay(len(vetoes) > 30, "broken"), 4) is None
 
 
 def test_gives_up_when_no_site_is_at_fault() -> None:
-    assert find_culprits([], "broken", lambda vetoes: Verdict(False, "broken"), 4) is None
+    assert find_culprits([], "broken", lambda vetoes: Replay(False, "broken"), 4) is None

@@ -9,15 +9,17 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
-# What a folder or module of the engine may import, from the bottom up; see "How data flows" in docs/design.md.
+# What a folder or module of the engine may import, from the bottom up; see "Where things live" in docs/design.md.
 LAYERS = [
-    {"errors", "contract", "result"},
+    {"errors", "contract", "result", "progress"},
     {"model", "numerics"},
     {"graph"},
     {"runtime"},
     {"base", "registry"},
-    {"report", "bisect", "trial", "pipeline", "verdict"},
-    {"distill", "transfer", "recipe", "presets", "api", "testing"},
+    {"report"},
+    {"bisect", "trial", "pipeline", "verdict"},
+    {"distill", "transfer"},
+    {"recipe", "presets", "api", "testing"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -56,6 +58,11 @@ def imports(path: Path) -> set[str]:
     return found
 
 
+def test_every_part_of_the_engine_has_its_layer() -> None:
+    parts = {path.relative_to(ROOT / "graphopt").parts[0].removesuffix(".py") for path in ROOT.glob("graphopt/**/*.py")}
+    assert parts == {*RANK, "__init__"}
+
+
 @pytest.mark.parametrize("path", sorted(ROOT.glob("graphopt/**/*.py")), ids=lambda path: str(path.relative_to(ROOT)))
 def test_the_engine_imports_downwards_and_no_pass(path: Path) -> None:
     own = path.relative_to(ROOT / "graphopt").parts[0].removesuffix(".py")
@@ -64,6 +71,16 @@ def test_the_engine_imports_downwards_and_no_pass(path: Path) -> None:
         parts = name.split(".")
         if own in RANK and parts[0] == "graphopt" and len(parts) > 1 and parts[1] in RANK:
             assert RANK[parts[1]] <= RANK[own], f"{path.name} imports {name}, which lies above it"
+
+
+def test_no_two_files_import_each_other_in_a_circle() -> None:
+    files = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in ROOT.glob("graphopt/**/*.py")}
+    files = {name: path for name, path in files.items() if not name.endswith("__init__")}
+    left = {name: imports(path) & files.keys() - {name} for name, path in files.items()}
+    while leaves := [name for name, needed in left.items() if not needed & left.keys()]:
+        for name in leaves:
+            del left[name]
+    assert not left, f"in or above a circle: {sorted(left)}"
 
 
 @pytest.mark.parametrize("path", sorted(ROOT.glob("passes/*.py")), ids=lambda path: path.name)

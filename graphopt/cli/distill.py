@@ -1,6 +1,5 @@
 """The command ``graphopt distill``."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from graphopt.cli.progress import progress_bar
+from graphopt.cli.writing import write_json
 from graphopt.distill.augmentation import Augmentation
 from graphopt.distill.optimizer import METHODS
 from graphopt.distill.schedules import SCHEDULES
@@ -132,10 +132,7 @@ def distill(
     _tell(outcome, accuracy, settings.held_out > 0)
     if report is not None:
         told = {"history": outcome.history, "best_epoch": outcome.best_epoch, "steps": outcome.steps, "top1": accuracy}
-        try:
-            Path(report).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OptionError(f"{report}: cannot be written: {error.strerror or error}") from error
+        write_json(report, told)
     return 0
 
 

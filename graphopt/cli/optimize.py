@@ -11,6 +11,7 @@ from graphopt import api
 from graphopt.base import Pass
 from graphopt.cli.chain import ChainedCommand
 from graphopt.cli.progress import progress_bar
+from graphopt.cli.writing import write_text
 from graphopt.errors import OptionError
 from graphopt.model import load, save
 from graphopt.model.save import ExternalPolicy
@@ -121,8 +122,4 @@ def _require_report(report: str) -> None:
 
 def _write_report(report: Report, path: str) -> None:
     """Write the report in the form its name asks for."""
-    text = to_html(report) if path.endswith(".html") else report.to_json()
-    try:
-        Path(path).write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise OptionError(f"{path}: cannot be written: {error.strerror or error}") from error
+    write_text(path, to_html(report) if path.endswith(".html") else report.to_json())

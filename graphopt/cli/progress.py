@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from graphopt.pipeline import Progress as Told
-from graphopt.pipeline import silent
+from graphopt.progress import Progress as Told
+from graphopt.progress import silent
 
 
 @contextmanager

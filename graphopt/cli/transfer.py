@@ -1,10 +1,8 @@
 """The command ``graphopt transfer``."""
 
-import json
-from pathlib import Path
-
 import click
 
+from graphopt.cli.writing import write_json
 from graphopt.errors import OptionError
 from graphopt.model import load, save
 from graphopt.transfer import Method, read_mapping
@@ -59,10 +57,7 @@ def transfer(
             "skipped": [vars(each) for each in told.skipped],
             "unused": told.unused,
         }
-        try:
-            Path(report).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OptionError(f"{report}: cannot be written: {error.strerror or error}") from error
+        write_json(report, figures)
     if not told.copied:
         click.echo(f"graphopt: nothing could be copied, {target} was not written", err=True)
         return 1

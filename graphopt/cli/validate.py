@@ -1,13 +1,10 @@
 """The command ``graphopt validate``."""
 
-import json
-from pathlib import Path
-
 import click
 
 from graphopt import api
+from graphopt.cli.writing import write_json
 from graphopt.contract import Contract, FloatExact, Lossy
-from graphopt.errors import OptionError
 from graphopt.report import Check
 
 
@@ -40,8 +37,5 @@ def validate(
             "check": vars(Check.of(comparison)),
             "outputs": [vars(o) for o in comparison.outputs],
         }
-        try:
-            Path(report).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise OptionError(f"{report}: cannot be written: {error.strerror or error}") from error
+        write_json(report, figures)
     return 0 if comparison.holds else 1

@@ -7,8 +7,7 @@ import numpy as np
 from graphopt.distill.samples import Samples
 from graphopt.errors import ModelError, OptionError
 from graphopt.model import Model, to_proto
-from graphopt.runtime.load_data import class_output
-from graphopt.runtime.signature import signature
+from graphopt.runtime.signature import class_output, signature
 from graphopt.runtime.taps import Taps
 
 

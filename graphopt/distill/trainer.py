@@ -1,6 +1,5 @@
 """The training itself: batches, steps, penalties, early stop on a held-out part, best weights kept."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,12 +18,11 @@ from graphopt.distill.student import Array, Student
 from graphopt.distill.teacher import Teacher, class_scores, feature_pairs
 from graphopt.errors import DataError, ModelError, OptionError
 from graphopt.model import Model
+from graphopt.progress import Progress, silent
 from graphopt.runtime.feeds import Data
 
 LARGEST_GRADIENT = 1e15
 """Beyond this, its squares and their means are not safe in float32."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,6 @@ class Outcome:
     best_epoch: int
     steps: int
     zero_groups: int = 0
-
-
-def silent(step: str, done: int, total: int) -> None:
-    """Take no notice of progress."""
 
 
 def distill(

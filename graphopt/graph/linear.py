@@ -28,7 +28,6 @@ class LinearLayer(ABC):
         axis: The axis of ``output`` that holds its channels.
         weight: [G, M, K]; None if it is not to be written (quantized, or of an operator whose rows are not known).
         bias: [G, M]; zeros if the layer has none yet, None if it cannot be given one.
-        stored: The name of the bias tensor, "" if there is none.
     """
 
     node: gs.Node

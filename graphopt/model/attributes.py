@@ -12,8 +12,6 @@ from onnx_graphsurgeon.util.misc import convert_from_onnx_attr_type, convert_to_
 
 from graphopt.model.ir import RawAttribute
 
-Write = Callable[[AttributeProto, Any], None]
-
 _FIELDS = {
     AttributeProto.FLOAT: "f",
     AttributeProto.INT: "i",

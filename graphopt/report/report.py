@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from graphopt.numerics.compare import Comparison
@@ -75,7 +75,7 @@ class Report:
     top1: tuple[float, float] | None = None
     latency_ms: tuple[float, float] | None = None
     failures: tuple[str, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
 
     @property
     def ok(self) -> bool:

@@ -10,10 +10,9 @@ from graphopt.model import Model, to_proto
 from graphopt.model.exporter import weight_bytes
 from graphopt.numerics.compare import Comparer, Comparison
 from graphopt.runtime.data import Data
-from graphopt.runtime.load_data import class_output
 from graphopt.runtime.second_look import second_look
 from graphopt.runtime.session import IN_MEMORY, Session
-from graphopt.runtime.signature import signature
+from graphopt.runtime.signature import class_output, signature
 
 
 def compare_models(

@@ -15,7 +15,7 @@ from graphopt.errors import DataError
 from graphopt.model import Model
 from graphopt.runtime.data import ArrayData, Data, Stored, fitting_batch
 from graphopt.runtime.data_folder import load_data_folder
-from graphopt.runtime.signature import Signature, TensorInfo, signature
+from graphopt.runtime.signature import Signature, TensorInfo, class_count, signature
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -226,18 +226,3 @@ def _labels(values: NDArray[Any] | None, size: int, sign: Signature, prefix: str
         limit = "" if classes is None else f" (the model has {classes} classes)"
         raise DataError(f"{label!r} runs from {low} to {high}, out of range{limit}")
     return values.astype(np.int64)
-
-
-def class_output(sign: Signature) -> str | None:
-    """Return the output that holds the class scores: the first float one of at least two axes, else the first float."""
-    floats = [each for each in sign.outputs.values() if each.dtype.kind == "f"]
-    ranked = [each for each in floats if each.shape is None or len(each.shape) >= 2]
-    return next((each.name for each in [*ranked, *floats]), None)
-
-
-def class_count(sign: Signature) -> int | None:
-    """Return the number of classes, if the model tells."""
-    name = class_output(sign)
-    shape = None if name is None else sign.outputs[name].shape
-    last = shape[-1] if shape else None
-    return last if isinstance(last, int) else None

@@ -58,6 +58,21 @@ def signature(model: Model | onnx.ModelProto) -> Signature:
     return Signature(_tensors(fed), others, _tensors(graph.output), tuple(info.name for info in fed))
 
 
+def class_output(sign: Signature) -> str | None:
+    """Return the output that holds the class scores: the first float one of at least two axes, else the first float."""
+    floats = [each for each in sign.outputs.values() if each.dtype.kind == "f"]
+    ranked = [each for each in floats if each.shape is None or len(each.shape) >= 2]
+    return next((each.name for each in [*ranked, *floats]), None)
+
+
+def class_count(sign: Signature) -> int | None:
+    """Return the number of classes, if the model tells."""
+    name = class_output(sign)
+    shape = None if name is None else sign.outputs[name].shape
+    last = shape[-1] if shape else None
+    return last if isinstance(last, int) else None
+
+
 def _tensors(infos: Iterable[onnx.ValueInfoProto]) -> dict[str, TensorInfo]:
     """Return the tensors among value infos."""
     return {

@@ -29,8 +29,8 @@ _HOLDS: dict[int, tuple[int, ...]] = {
 """For each element type, the types that hold every value of it."""
 
 
-def _first(place: Place) -> gs.Tensor | None:
-    """Identity; anything variadic with one input; an optional output or input that plays no part."""
+def _identity(place: Place) -> gs.Tensor | None:
+    """Identity."""
     return place.node.inputs[0]
 
 
@@ -201,7 +201,7 @@ def _undone(place: Place) -> gs.Tensor | None:
 RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
 
 BYPASSES: dict[str, Rule] = {
-    "Identity": _first,
+    "Identity": _identity,
     **dict.fromkeys(("Concat", "Sum", "Max", "Min", "Mean"), _single),
     "Dropout": _dropout,
     **dict.fromkeys(("Cast", "CastLike"), _cast),

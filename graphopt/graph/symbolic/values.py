@@ -227,10 +227,6 @@ def _reduction(operation: Callable[[Any, Any], Any]) -> Rule:
     return rule
 
 
-def _compare(operation: Callable[[Entry, Entry], bool | None]) -> Rule:
-    return _binary(operation)
-
-
 def _above(a: Entry, b: Entry) -> bool | None:
     return True if ex.positive(ex.subtract(a, b)) else False if ex.nonnegative(ex.subtract(b, a)) else None
 
@@ -262,11 +258,11 @@ RULES: dict[str, Rule] = {
     "Not": _not,
     "And": _binary(_and),
     "Or": _binary(lambda a, b: bool(a or b)),
-    "Equal": _compare(ex.equal),
-    "Greater": _compare(_above),
-    "Less": _compare(lambda a, b: _above(b, a)),
-    "GreaterOrEqual": _compare(lambda a, b: _invert(_above(b, a))),
-    "LessOrEqual": _compare(lambda a, b: _invert(_above(a, b))),
+    "Equal": _binary(ex.equal),
+    "Greater": _binary(_above),
+    "Less": _binary(lambda a, b: _above(b, a)),
+    "GreaterOrEqual": _binary(lambda a, b: _invert(_above(b, a))),
+    "LessOrEqual": _binary(lambda a, b: _invert(_above(a, b))),
     "Where": _where,
     "ConstantOfShape": _constant_of_shape,
     "Range": _range,
