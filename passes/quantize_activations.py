@@ -13,12 +13,13 @@ from graphopt.graph.biases import Bias, find_bias, with_room_for
 from graphopt.graph.dequantize import PER_AXIS_OPSET, PREFERRED_OPSET, Writer, is_dequantized
 from graphopt.graph.qdq import Placement, insert, parameters, place
 from graphopt.graph.view import is_op
-from graphopt.graph.weights import Weight, find_weights, is_float, require_weight
+from graphopt.graph.weights import Weight, computed_from, find_weights, is_float
 from graphopt.model import Model
 from graphopt.numerics.histogram import Observer
 from graphopt.numerics.quantization import TYPES, Affine, Grouping, quantize
 from graphopt.runtime.capture import watch
 from graphopt.runtime.feeds import Data, generate
+from graphopt.runtime.operands import Operand, require_operands
 from graphopt.runtime.sensitivity import bearable, rank, worst_sqnr
 from graphopt.runtime.session import Session
 from graphopt.runtime.shifts import FEWEST, mean_shifts
@@ -49,12 +50,10 @@ _RANKING_SAMPLES = 64
 
 @dataclass(frozen=True)
 class _Layer:
-    """A layer that can be quantized: its weight, the stored values, and the order that a Transpose puts its axes in."""
+    """A layer that can be quantized, and what it reads as its weight."""
 
     node: gs.Node
-    weight: Weight
-    values: NDArray[Any]
-    order: tuple[int, ...] | None
+    operand: Operand
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,9 +68,10 @@ class QuantizeActivations(Pass):
     that takes the model's outputs further from the float ones, with fewer than 16 samples or generated ones, they are
     left as they are.
 
-    Main graph only. Refused: a layer whose weight is refused by quantize-weights, lies behind another operator, or is
-    half precision; a model below opset 13. BatchNormalization should be folded first. Without data the ranges come from
-    generated inputs, and each rewrite says that its accuracy is not to be trusted.
+    A weight that layers read transposed, sliced or otherwise moved, or that is computed from constants, is stored as
+    they read it. Main graph only. Refused: a layer whose weight is refused by quantize-weights, is put together from
+    several, or is half precision; a model below opset 13. BatchNormalization should be folded first. Without data the
+    ranges come from generated inputs, and each rewrite says that its accuracy is not to be trusted.
 
     Eight bits on both sides leave about 20 to 30 dB on whole nets; the floor is 8 dB.
     """
@@ -132,41 +132,43 @@ class QuantizeActivations(Pass):
         found: list[_Layer] = []
         skipped: dict[str, str] = {}
         for weight in find_weights(view):
-            users = [use for use in weight.uses if use.layer.op in _LAYERS and use.slot == 1]
-            computed = view.array(weight.source) is None and not is_dequantized(view, weight.source)
-            if not users:
+            users = [use.layer for use in weight.uses]
+            kernels = [use.layer for use in weight.uses if use.layer.op in _LAYERS and use.slot == 1]
+            constant = view.array(weight.source) is not None or computed_from(view, weight) is not None
+            if not kernels:
                 skipped |= _left_float(view, weight)
-            if not users or (computed and users[0].layer.op == "MatMul"):
+            if not kernels or (kernels[0].op == "MatMul" and not constant and not is_dequantized(view, weight.source)):
                 continue
             try:
-                values = self._require(view, weight)
+                operands = self._require(view, weight)
             except Skip as reason:
-                skipped |= {view.site(use.layer): view.vetoes.get(view.site(use.layer), str(reason)) for use in users}
+                skipped |= {view.site(node): view.vetoes.get(view.site(node), str(reason)) for node in users}
             else:
-                found += [_Layer(use.layer, weight, values, _transposed(view, weight)) for use in users]
+                found += [_Layer(node, operand) for operand in operands for node in operand.layers]
         return found, skipped
 
-    def _require(self, view: GraphView, weight: Weight) -> NDArray[Any]:
-        """Return a weight's values.
+    def _require(self, view: GraphView, weight: Weight) -> list[Operand]:
+        """Return what layers read of a weight.
 
         Raises:
             Skip: A layer that uses it cannot be computed on integers.
         """
-        values, name = require_weight(view, weight), weight.source.name
-        if values.dtype != np.float32:
-            raise Skip(f"{name!r} is {values.dtype}, integer kernels want float32 around them")
+        name = weight.source.name
         for use in weight.uses:
             if use.layer.op not in _TARGETS[self.target].layers or use.slot != 1:
                 raise Skip(f"{name!r} is used by {use.layer.op}, which has no integer kernel on {self.target}")
             if view.edit.graph_of(use.layer) is not view.model.graph:
                 raise Skip("lies in a subgraph or function: main graph only")
-            if use.layer.inputs[1] is not weight.source and _transposed(view, weight) is None:
-                raise Skip(f"{name!r} lies behind {use.layer.inputs[1].inputs[0].op}, fold constants first")
-            if is_dequantized(view, use.layer.inputs[0]) or view.producer(use.layer.inputs[0], "DequantizeLinear"):
-                raise Skip(f"{use.layer.inputs[0].name!r} is quantized already")
-            if view.array(use.layer.inputs[0]) is not None:
-                raise Skip(f"{use.layer.inputs[0].name!r} is constant, fold constants first")
-        return values
+        operands = require_operands(view, weight)
+        for operand in operands:
+            if operand.values.dtype != np.float32:
+                raise Skip(f"{name!r} is {operand.values.dtype}, integer kernels want float32 around them")
+        for data in (use.layer.inputs[0] for use in weight.uses):
+            if is_dequantized(view, data) or view.producer(data, "DequantizeLinear"):
+                raise Skip(f"{data.name!r} is quantized already")
+            if view.array(data) is not None:
+                raise Skip(f"{data.name!r} is constant, fold constants first")
+        return operands
 
     def _rank(
         self, view: GraphView, layers: list[_Layer], observers: Mapping[str, Observer], data: Data
@@ -208,9 +210,15 @@ class QuantizeActivations(Pass):
         placement = place(view, [layer.node for layer in layers])
         ranges = self._ranges(placement, observers)
         details, biases = dict[str, str](), list[Bias]()
+        chosen: dict[int, list[_Layer]] = {}
         for layer in layers:
-            details[view.site(layer.node)], bias = self._quantize_layer(view, layer, ranges)
-            biases += [] if bias is None else [bias]
+            chosen.setdefault(id(layer.operand), []).append(layer)
+        for sharing in chosen.values():
+            nodes = [layer.node for layer in sharing]
+            done = self._quantize_operand(view, sharing[0].operand, nodes, ranges)
+            for node, (detail, bias) in zip(nodes, done, strict=True):
+                details[view.site(node)] = detail
+                biases += [] if bias is None else [bias]
         self._insert(view, placement, ranges)
         return details, biases
 
@@ -233,31 +241,30 @@ class QuantizeActivations(Pass):
             ranges |= {id(tensor): found for tensor in group}
         return ranges
 
-    def _quantize_layer(
-        self, view: GraphView, layer: _Layer, ranges: Mapping[int, _Parameters]
-    ) -> tuple[str, Bias | None]:
-        """Quantize the weight of one layer; return the detail for the report, and its bias."""
-        node, weight = layer.node, layer.weight
-        source, home, values, axis = weight.source, weight.home, layer.values, weight.channel_axis
-        channels = values.shape[axis] if axis is not None else 0
-        bias = find_bias(view, node, channels, values.ndim)
-        if layer.order is not None:
-            source, home = view.edit.constant(str(source.name), values.transpose(layer.order)), view.model.graph
-            view.edit.set_input(node, 1, source)
-            values, axis = values.transpose(layer.order), None if axis is None else layer.order.index(axis)
-        quantized = quantize(values, _EIGHT_BITS, Grouping(axis))
-        input_scale = float(ranges[id(node.inputs[0])][0])
-        integer_bias = bias is not None and bias.fits and _TARGETS[self.target].bias
-        if bias is not None and integer_bias and len(weight.uses) == 1:
-            quantized = with_room_for(values, quantized, bias.values, input_scale)
-        if bias is not None and integer_bias:
-            bias.scale = quantized.scale.astype(np.float64) * input_scale
-        if not is_op(node, "Conv"):  # ONNX Runtime 1.32 has integer kernels only for a zero point that is there
+    def _quantize_operand(
+        self, view: GraphView, operand: Operand, nodes: list[gs.Node], ranges: Mapping[int, _Parameters]
+    ) -> list[tuple[str, Bias | None]]:
+        """Quantize what these layers read as their weight; return for each the detail for the report, and its bias."""
+        values = operand.values
+        scales = [float(ranges[id(node.inputs[0])][0]) for node in nodes]
+        biases = [_bias(view, node, operand) for node in nodes]
+        quantized = quantize(values, _EIGHT_BITS, Grouping(operand.axis))
+        integer = [
+            (bias, scale)
+            for bias, scale in zip(biases, scales, strict=True)
+            if bias is not None and bias.fits and _TARGETS[self.target].bias
+        ]
+        if integer:
+            widest = np.max([np.abs(bias.values) / scale for bias, scale in integer], axis=0)
+            quantized = with_room_for(values, quantized, widest)
+        for bias, scale in integer:
+            bias.scale = quantized.scale.astype(np.float64) * scale
+        if not is_op(nodes[0], "Conv"):  # ONNX Runtime 1.32 has integer kernels only for a zero point that is there
             quantized = replace(quantized, zero_point=np.zeros(quantized.scale.shape, np.int8))
-        if node.inputs[1] is source:
-            Writer(view, source, home, values.dtype).write(quantized, "dq")
-        done = f"{source.name!r} to int8 {quantized.grouping}, {quantized.sqnr_db:.1f} dB"
-        return f"{done}; input scale {input_scale:.3g}", bias
+        source, home = operand.store(view, nodes)
+        Writer(view, source, home, values.dtype).write(quantized, "dq")
+        done = f"{operand.name!r} to int8 {quantized.grouping}, {quantized.sqnr_db:.1f} dB"
+        return [(f"{done}; input scale {scale:.3g}", bias) for scale, bias in zip(scales, biases, strict=True)]
 
     def _insert(self, view: GraphView, placement: Placement, ranges: Mapping[int, _Parameters]) -> None:
         """Put the Q and DQ nodes in; a group shares its constants."""
@@ -269,6 +276,12 @@ class QuantizeActivations(Pass):
                 insert(view, tensor, *constants)
 
 
+def _bias(view: GraphView, node: gs.Node, operand: Operand) -> Bias | None:
+    """Return the bias of a layer, if it has one."""
+    channels = operand.values.shape[operand.axis] if operand.axis is not None else 0
+    return find_bias(view, node, channels, operand.values.ndim)
+
+
 def _left_float(view: GraphView, weight: Weight) -> dict[str, str]:
     """Say of layers without an integer kernel what would make their stored weight smaller."""
     values = view.array(weight.source)
@@ -276,13 +289,3 @@ def _left_float(view: GraphView, weight: Weight) -> dict[str, str]:
         return {}
     reason = f"{weight.uses[0].layer.op} computes on floats; quantize-weights can store {weight.source.name!r} small"
     return {view.site(use.layer): reason for use in weight.uses}
-
-
-def _transposed(view: GraphView, weight: Weight) -> tuple[int, ...] | None:
-    """Return the order of axes if the weight's one use reads it through one Transpose; None otherwise."""
-    tensor = weight.uses[0].layer.inputs[weight.uses[0].slot]
-    node = view.producer(tensor, "Transpose")
-    if node is None or node.inputs[0] is not weight.source or len(weight.uses) > 1 or len(view.readers(tensor)) > 1:
-        return None
-    order = node.attrs.get("perm", list(range(len(weight.source.shape or ())))[::-1])
-    return tuple(order) if isinstance(order, list) and isinstance(weight.source, gs.Constant) else None

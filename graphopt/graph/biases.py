@@ -7,6 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from graphopt.graph.evaluate import evaluate
 from graphopt.graph.linear import read_layer
 from graphopt.graph.view import GraphView, is_op
 from graphopt.numerics.quantization import Floats, Quantized, with_scales
@@ -63,7 +64,7 @@ def find_bias(view: GraphView, node: gs.Node, channels: int, weight_rank: int) -
         return _added(view, node, channels)
     if len(node.inputs) < 3 or node.inputs[2].is_empty():
         return None
-    values = view.array(node.inputs[2])
+    values = evaluate(view, node.inputs[2])
     if values is None or values.shape != (channels,) or not np.isfinite(values).all():
         return None
     factors = [node.attrs.get(name, 1.0) for name in ("alpha", "beta")]
@@ -89,10 +90,16 @@ def _added(view: GraphView, node: gs.Node, channels: int) -> Bias | None:
     return Bias(adder, slot, layer.bias.reshape(-1), layer.output, len(shape) - 1, len(shape), fits=False)
 
 
-def with_room_for(values: NDArray[Any], quantized: Quantized, bias: Floats, input_scale: float) -> Quantized:
-    """Widen the scales of channels whose bias would overflow int32, and of empty ones, whose scale is free."""
+def with_room_for(values: NDArray[Any], quantized: Quantized, bias: Floats) -> Quantized:
+    """Widen the scales of channels whose bias would overflow int32, and of empty ones, whose scale is free.
+
+    Args:
+        values: The weight.
+        quantized: Its quantized form.
+        bias: The largest absolute bias of each channel, in units of the scale of the layer's input.
+    """
     scale = quantized.scale.astype(np.float64)
-    least = np.abs(bias) / (input_scale * 2.0**30)
+    least = bias / 2.0**30
     empty = _peak_levels(quantized) == 0
     usual = float(np.sort(scale[~empty])[(~empty).sum() // 2]) if (~empty).any() else 1.0
     wider = np.maximum(np.where(empty, usual, scale), least).astype(np.float32)

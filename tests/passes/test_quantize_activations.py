@@ -220,6 +220,87 @@ def test_a_weight_behind_a_transpose_is_stored_as_the_layer_wants_it() -> None:
     np.testing.assert_array_equal(levels, np.rint(weight.astype(np.float64) / scale[:, None].astype(np.float64)).T)
 
 
+SLICED = "s = Constant<value_ints=[8]>() e = Constant<value_ints=[16]>() a = Constant<value_ints=[1]>()"
+READ_ANOTHER_WAY = {
+    "shared through an Identity": (
+        "g (float[N,16] x) => (float[N,16] y) { i = Identity(w) h = MatMul(x, w) y = MatMul(h, i) }",
+        {"Identity": 0, "MatMul": 2, "DequantizeLinear": 3, "QuantizeLinear": 2},
+        [(16, 16)],
+    ),
+    "each through a Transpose of its own": (
+        "g (float[N,16] x) => (float[N,16] y) { i = Transpose(w) j = Transpose(w) h = MatMul(x, i) y = MatMul(h, j) }",
+        {"Transpose": 0, "MatMul": 2, "DequantizeLinear": 3, "QuantizeLinear": 2},
+        [(16, 16)],
+    ),
+    "read directly and transposed": (
+        "g (float[N,16] x) => (float[N,16] y) { i = Transpose(w) h = MatMul(x, w) y = Gemm(h, i) }",
+        {"Transpose": 0, "MatMul": 1, "Gemm": 1, "DequantizeLinear": 4, "QuantizeLinear": 2},
+        [(16, 16), (16, 16)],
+    ),
+    "two slices": (
+        f"g (float[N,16] x) => (float[N,8] y) {{ {SLICED} z = Constant<value_ints=[0]>() p = Slice(w, z, s, a) "
+        "q = Slice(w, s, e, a) h = MatMul(x, p) i = MatMul(x, q) y = Add(h, i) }",
+        {"Slice": 0, "MatMul": 2, "Add": 1, "DequantizeLinear": 3, "QuantizeLinear": 1},
+        [(16, 8), (16, 8)],
+    ),
+    "computed from constants": (
+        "g (float[N,16] x) => (float[N,16] y) { n = ReduceL2<axes=[0]>(w) u = Div(w, n) y = MatMul(x, u) }",
+        {"Div": 0, "ReduceL2": 0, "MatMul": 1, "DequantizeLinear": 2, "QuantizeLinear": 1},
+        [(16, 16)],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", READ_ANOTHER_WAY)
+def test_a_weight_is_stored_as_its_layers_read_it(case: str) -> None:
+    text, ops, shapes = READ_ANOTHER_WAY[case]
+    before, x = model(text, 17, 8, w=draw(16, 16)), draw(32, 16, seed=1)
+    after, result = calibrated(before, x)
+    assert not result.skipped
+    assert count_ops(after) == {op: count for op, count in ops.items() if count}
+    assert (
+        sorted(value.shape for value in constants(after).values() if value.dtype == np.int8 and value.ndim == 2)
+        == shapes
+    )
+    assert not [name for name, value in constants(after).items() if value.dtype == np.float32 and value.size > 16]
+    expected = Session(before).run({"x": x})["y"]
+    for optimize in (False, True):
+        got = Session(after, optimize=optimize).run({"x": x})["y"]
+        assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) > 30
+
+
+def test_a_bias_behind_an_identity_becomes_an_integer() -> None:
+    text = "g (float[N,16] x) => (float[N,16] y) { i = Identity(b) y = Gemm(x, w, i) }"
+    after, _ = calibrated(model(text, w=draw(16, 16), b=draw(16, seed=1)), draw(32, 16, seed=2))
+    assert count_ops(after) == {"Gemm": 1, "DequantizeLinear": 3, "QuantizeLinear": 1}
+    assert [value.shape for value in constants(after).values() if value.dtype == np.int32] == [(16,)]
+
+
+def test_a_shared_weight_of_which_one_layer_stays_float() -> None:
+    text = """g (float[N,16] x) => (float[N,16] y) {
+        h = MatMul(x, w)
+        r = Relu(h)
+        y = MatMul(r, w) }"""
+    before, x = model(text, w=draw(16, 16)), draw(32, 16, seed=1)
+    after, result = calibrated(before, x, min_sqnr=41.0)
+    assert [len(result.rewritten), len(result.skipped)] == [1, 1]
+    np.testing.assert_array_equal(constants(after)["w"], constants(before)["w"])
+    left = next(node for node in after.graph.node if node.output[0] == result.skipped[0].site)
+    assert left.input[1] == "w"
+
+
+def test_biases_of_layers_that_share_a_weight_all_fit() -> None:
+    text = """g (float[N,8] x) => (float[N,4] y, float[N,4] z) {
+        y = Gemm<transB=1>(x, w, b)
+        z = Gemm<transB=1>(x, w, c) }"""
+    bias = np.array([0.0, 1e7, -3.0, 1.0], np.float32)
+    before, x = model(text, w=draw(4, 8) * np.float32(1e-9), b=bias[::-1], c=bias), draw(8, 8, seed=1)
+    after, _ = calibrated(before, x)
+    expected, got = Session(before).run({"x": x}), Session(after).run({"x": x})
+    for name in "yz":
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-6, atol=1e7 / 2**30)
+
+
 def test_bias_that_overflows_int32_widens_its_scale() -> None:
     weight, bias = draw(4, 8), np.array([0.0, 1e7, -3.0, 1.0], np.float32)
     weight[0] = 0.0
@@ -286,13 +367,20 @@ REFUSALS = {
         ),
         "'w' is used by Gather, which has no integer kernel on cpu",
     ),
-    "behind a slice": (
+    "put together from two": (
         model(
-            "g (float[N,16] x) => (float[N,8] y) { s = Constant<value_ints=[8]>() e = Constant<value_ints=[16]>() "
-            "a = Constant<value_ints=[1]>() p = Slice(w, s, e, a) y = MatMul(x, p) }",
+            "g (float[N,16] x) => (float[N,32] y) { p = Concat<axis=1>(w, v) y = MatMul(x, p) }",
+            w=draw(16, 16),
+            v=draw(16, 16, seed=1),
+        ),
+        "'[wv]' lies behind Concat, fold constants first",
+    ),
+    "behind a split": (
+        model(
+            "g (float[N,16] x) => (float[N,8] y) { p, q = Split<axis=1, num_outputs=2>(w) y = MatMul(x, q) }",
             w=draw(16, 16),
         ),
-        "'w' lies behind Slice, fold constants first",
+        "'w' lies behind Split, fold constants first",
     ),
     "in a branch": (
         model(
