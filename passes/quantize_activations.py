@@ -14,15 +14,14 @@ from graphopt.graph.dequantize import PER_AXIS_OPSET, PREFERRED_OPSET, Writer, i
 from graphopt.graph.qdq import Placement, insert, parameters, place
 from graphopt.graph.view import is_op
 from graphopt.graph.weights import Weight, computed_from, find_weights, is_float
-from graphopt.model import Model
 from graphopt.numerics.histogram import Observer
 from graphopt.numerics.quantization import TYPES, Affine, Grouping, quantize
-from graphopt.runtime.capture import watch
+from graphopt.runtime.capture import Runs
 from graphopt.runtime.feeds import Data, generate
 from graphopt.runtime.operands import Operand, require_operands
 from graphopt.runtime.sensitivity import bearable, rank, worst_sqnr
 from graphopt.runtime.session import Session
-from graphopt.runtime.shifts import FEWEST, mean_shifts
+from graphopt.runtime.shifts import FEWEST, Means
 
 _Parameters = tuple[NDArray[Any], NDArray[Any]]
 _EIGHT_BITS = Affine(TYPES["int8"])
@@ -104,28 +103,45 @@ class QuantizeActivations(Pass):
             low = f"opset {view.opset} has no scales per channel, they come with opset {PER_AXIS_OPSET}"
             skipped |= {view.site(layer.node): low for layer in layers}
             layers = []
-        rewritten: dict[str, str] = {}
-        if layers:
-            data = view.calibration if view.calibration is not None else generate(view.model)
-            placement = place(view, [layer.node for layer in layers])
-            observers = {str(t.name): Observer(self.range == "minmax") for t in placement.tensors.values()}
-            watch(view.model, observers, data, self.samples)
-            notes = self._rank(view, layers, observers, data)
-            skipped |= {site: note for site, (chosen, note) in notes.items() if not chosen}
-            layers = [layer for layer in layers if view.site(layer.node) not in skipped]
-            before = view.model.copy()
-            rewritten, biases = self._apply(view, layers, observers)
-            if self.bias_correction and not data.generated and data.size >= FEWEST:
-                self._correct(view, biases, before, data)
-            for bias in biases:
-                bias.write(view)
-            warning = "; generated inputs: do not trust its accuracy" if data.generated else ""
-            for site in rewritten:
-                rewritten[site] += (f"; {notes[site][1]}" if site in notes else "") + warning
+        rewritten = self._calibrate_and_apply(view, layers, skipped) if layers else {}
         return PassResult(
             tuple(Rewritten(site, detail) for site, detail in rewritten.items()),
             tuple(Skipped(site, reason) for site, reason in skipped.items()),
         )
+
+    def _calibrate_and_apply(self, view: GraphView, layers: list[_Layer], skipped: dict[str, str]) -> dict[str, str]:
+        """Calibrate, quantize those of the layers that the model bears, say of the others why not, correct biases."""
+        data = view.calibration if view.calibration is not None else generate(view.model)
+        observers, means, data = self._watch(view, layers, data)
+        notes = self._rank(view, layers, observers, data)
+        skipped |= {site: note for site, (chosen, note) in notes.items() if not chosen}
+        layers = [layer for layer in layers if view.site(layer.node) not in skipped]
+        rewritten, biases = self._apply(view, layers, observers)
+        view.edit.settle()
+        shifts = means.shifts(view.model, lambda: data.batches(self.samples))
+        for bias in biases:
+            bias.shift = shifts.get(str(bias.output.name))
+            bias.write(view)
+        warning = "; generated inputs: do not trust its accuracy" if data.generated else ""
+        return {
+            site: detail + (f"; {notes[site][1]}" if site in notes else "") + warning
+            for site, detail in rewritten.items()
+        }
+
+    def _watch(self, view: GraphView, layers: list[_Layer], data: Data) -> tuple[dict[str, Observer], Means, Data]:
+        """Run the model; return what was seen of each tensor to quantize, of outputs to correct, and the runs' data."""
+        placement = place(view, [layer.node for layer in layers])
+        observers = {str(t.name): Observer(self.range == "minmax") for t in placement.tensors.values()}
+        corrected = self.bias_correction and not data.generated and min(data.size, self.samples) >= FEWEST
+        biases = [_bias(view, layer.node, layer.operand) for layer in layers] if corrected else []
+        means = Means(view.model, {str(b.output.name): (b.axis, b.rank) for b in biases if b is not None})
+        runs = Runs(view.model, [*observers, *means.names], data, self.samples, means.form())
+        for samples, tensors in runs:
+            means.add(tensors, samples)
+            for name, observer in observers.items():
+                if isinstance(tensors[name], np.ndarray):
+                    observer.add(tensors[name])
+        return observers, means, runs.data
 
     def _layers(self, view: GraphView) -> tuple[list[_Layer], dict[str, str]]:
         """Return the layers to quantize, and why others are left."""
@@ -221,13 +237,6 @@ class QuantizeActivations(Pass):
                 biases += [] if bias is None else [bias]
         self._insert(view, placement, ranges)
         return details, biases
-
-    def _correct(self, view: GraphView, biases: list[Bias], before: Model, data: Data) -> None:
-        """Give each bias the shift that makes the means of its layer's outputs those of the float model."""
-        view.edit.settle()
-        shifts = mean_shifts(before, view.model, {str(b.output.name): (b.axis, b.rank) for b in biases}, data)
-        for bias in biases:
-            bias.shift = shifts.get(str(bias.output.name))
 
     def _ranges(self, placement: Placement, observers: Mapping[str, Observer]) -> dict[int, _Parameters]:
         """Return scale and zero point of each tensor to quantize, by its id."""

@@ -1,53 +1,51 @@
-"""Watches inner tensors of a model while it runs on data, in memory that the amount of data does not change."""
+"""Gives inner tensors of a model while it runs on data, in memory that the amount of data does not change."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import onnx
 
 from graphopt.model import Model
-from graphopt.runtime.data import ArrayData, Data, Feeds
+from graphopt.runtime.data import ArrayData, Data
+from graphopt.runtime.session import threads_for_samples
 from graphopt.runtime.taps import Taps
 
 _BYTES_AT_ONCE = 1 << 19
 
 
-class Watcher(Protocol):
-    """Takes in the values of one tensor, run by run."""
+class Runs:
+    """The tensors of each run of a model on data; iterate over it once.
 
-    def add(self, values: NDArray[Any]) -> None:
-        """See the values of one run."""
-        ...
+    The tensors of one run are in memory together, and gone before the next.
 
-
-def watch(model: Model, watchers: Mapping[str, Watcher], data: Data, limit: int, threads: int = 0) -> None:
-    """Run ``model`` on up to ``limit`` samples and show each watcher the tensor of its name.
-
-    The tensors of one run are in memory together, and gone before the next. Where the number of samples in a run is
-    free, it is chosen so that they take some 0.5 MB: more is no faster.
+    Attributes:
+        data: What it runs on. Where the number of samples in a run is free, it is chosen so that their tensors take
+            some 0.5 MB: more is no faster.
     """
-    for tensors in runs(model, watchers, data, limit, threads):
-        for name, values in tensors.items():
-            if isinstance(values, np.ndarray):
-                watchers[name].add(values)
+
+    def __init__(self, model: Model, names: Iterable[str], data: Data, limit: int, form: onnx.ModelProto | None = None):
+        """Run ``model``, or a ``form`` of it that has further tensors, on up to ``limit`` samples for these tensors."""
+        self._taps = Taps(form or model, names, threads_for_samples(model))
+        self._limit = limit
+        self.data = _portioned(self._taps, data)
+
+    def __iter__(self) -> Iterator[tuple[int, Mapping[str, Any]]]:
+        """Run, and yield of each run the number of samples and the tensors by name."""
+        left = min(self._limit, self.data.size)
+        for feeds in self.data.batches(self._limit):
+            yield min(self.data.at_once, left), self._taps.run(feeds)
+            left -= self.data.at_once
 
 
-def runs(model: Model, names: Iterable[str], data: Data, limit: int, threads: int = 0) -> Iterator[Mapping[str, Any]]:
-    """Run ``model`` on up to ``limit`` samples and yield the tensors of these names, run by run."""
-    taps = Taps(model, names, threads)
-    for feeds in _portions(taps, data, limit):
-        yield taps.run(feeds)
-
-
-def _portions(taps: Taps, data: Data, limit: int) -> Iterator[Feeds]:
-    """Yield feeds, cut to a number of samples whose tensors fit."""
-    if isinstance(data, ArrayData) and data.batch > 1 and not data.fixed:
-        first = next(replace(data, batch=1).batches(1))
-        size = total_bytes(list(taps.run(first).values()))
-        data = replace(data, batch=max(1, min(data.batch, _BYTES_AT_ONCE // max(size, 1))))
-    yield from data.batches(limit)
+def _portioned(taps: Taps, data: Data) -> Data:
+    """Return the data in portions whose tensors fit."""
+    if not isinstance(data, ArrayData) or data.batch <= 1 or data.fixed:
+        return data
+    single = replace(data, batch=1)
+    size = total_bytes(list(taps.run(next(single.batches(1))).values()))
+    return replace(data, batch=max(1, min(data.batch, _BYTES_AT_ONCE // max(size, 1))))
 
 
 def total_bytes(values: Sequence[Any]) -> int:

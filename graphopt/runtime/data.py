@@ -21,6 +21,7 @@ class Data(Protocol):
         generated: Whether they were drawn from the signature, so that they say nothing of accuracy.
         labels: The class index of each sample, or None.
         size: How many samples there are.
+        at_once: How many samples a batch holds.
     """
 
     @property
@@ -31,6 +32,9 @@ class Data(Protocol):
 
     @property
     def size(self) -> int: ...  # noqa: D102
+
+    @property
+    def at_once(self) -> int: ...  # noqa: D102
 
     def batches(self, limit: int | None = None) -> Iterator[Feeds]:
         """Yield feeds until the data, or ``limit`` samples, are used up; the first one always comes."""
@@ -88,10 +92,15 @@ class ArrayData:
     split: "ArrayData | None" = None
     generated: bool = False
 
+    @property
+    def at_once(self) -> int:
+        """How many samples a batch holds."""
+        return max(self.batch, 1)
+
     def batches(self, limit: int | None = None) -> Iterator[Feeds]:
         """Yield batches until the data, or ``limit`` samples, are used up."""
         end = self.size if limit is None else max(1, min(limit, self.size))
-        for start in range(0, end, max(self.batch, 1)):
+        for start in range(0, end, self.at_once):
             if not self.batch:
                 yield {name: each.take(start) for name, each in self.stored.items()}
                 continue
@@ -114,6 +123,7 @@ class ListData:
     feeds: Sequence[Feeds]
     generated: bool = False
     labels: NDArray[np.int64] | None = None
+    at_once = 1
 
     @property
     def size(self) -> int:

@@ -12,7 +12,7 @@ from graphopt.model import Model
 from graphopt.numerics.gptq import gptq
 from graphopt.numerics.quantization import Array, Floats, Quantized, dequantize, spread
 from graphopt.result import Skip
-from graphopt.runtime.capture import runs
+from graphopt.runtime.capture import Runs
 from graphopt.runtime.feeds import Data
 
 _ROWS_PER_RUN = 4096
@@ -107,7 +107,7 @@ def _watch(model: Model, layers: list[LinearLayer], data: Data, samples: int) ->
     counts = [0] * len(layers)
     rng = np.random.default_rng(0)
     names = [str(tensor.name) for layer in layers for tensor in (layer.input, layer.node.outputs[0])]
-    for tensors in runs(model, names, data, samples):
+    for _, tensors in Runs(model, names, data, samples):
         for index, layer in enumerate(layers):
             x, y = tensors[str(layer.input.name)], tensors[str(layer.node.outputs[0].name)]
             rows = layer.rows(x, y, _ROWS_PER_RUN, rng)[0].astype(np.float64)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 IN_MEMORY = 1 << 30
 """Weights of up to this many bytes are handed over in memory, more through files."""
 
+_SMALL = 1 << 22
+
 _FATAL = 4
 
 
@@ -37,6 +39,7 @@ class Session:
         optimize: bool = False,
         threads: int = 0,
         extra_outputs: Sequence[str] = (),
+        integers: bool = True,
     ) -> None:
         """Load a model.
 
@@ -45,11 +48,13 @@ class Session:
             optimize: Whether ONNX Runtime may rewrite the graph.
             threads: Threads per operator; 0 leaves the choice to ONNX Runtime.
             extra_outputs: Names of tensors of the main graph to give out too.
+            integers: Whether ``optimize`` may put integer kernels in the place of QuantizeLinear and DequantizeLinear;
+                if not, it folds those of weights.
 
         Raises:
             GraphoptError: ONNX Runtime cannot load the model.
         """
-        self.optimize, self._threads = optimize, threads
+        self.optimize, self._threads, self._integers = optimize, threads, integers
         if isinstance(model, onnx.ModelProto):
             self._session = self._load(model, extra_outputs)
         elif isinstance(model, Model) and weight_bytes(model) <= IN_MEMORY:
@@ -124,6 +129,8 @@ class Session:
         settings.inter_op_num_threads = 1
         # Threads that spin while they wait cost more than they gain where others need the processor.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if not self._integers:
+            settings.add_session_config_entry("session.disable_quant_qdq", "1")
         if not self.optimize:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if folder is not None:
@@ -132,6 +139,11 @@ class Session:
             return ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base but this
             raise GraphoptError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+
+
+def threads_for_samples(model: Model) -> int:
+    """Return how many threads to run few samples at a time on: 1 for a small model, whose work is not worth sharing."""
+    return 1 if weight_bytes(model) <= _SMALL else 0
 
 
 def one_line(error: Exception) -> str:

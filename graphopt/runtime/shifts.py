@@ -1,17 +1,18 @@
 """How far quantization moves the mean of each channel, layer after layer, each behind layers that are put right."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from graphopt.model import Model, to_proto
 from graphopt.numerics.quantization import Floats
-from graphopt.runtime.data import ArrayData, Data, Feeds
-from graphopt.runtime.session import Session
+from graphopt.runtime.data import Feeds
+from graphopt.runtime.session import Session, threads_for_samples
 from graphopt.runtime.taps import cut
 
 _SAMPLES = 64
@@ -25,60 +26,95 @@ Channels = tuple[int, int]
 """The axis that holds a tensor's channels, and the tensor's rank."""
 
 
-def mean_shifts(before: Model, after: Model, tensors: Mapping[str, Channels], data: Data) -> dict[str, Floats]:
-    """Return for each tensor what to add to its channels so that ``after`` has the means of ``before``.
+class Means:
+    """The mean of each channel, and the outputs, of a model's first 64 samples; gives what a form of it lacks.
 
-    Both models run on the first 64 samples. In ``after`` each tensor is put right as it is computed, by the mean over
-    the runs so far of what its own mean lacked, so the next one sees inputs that are right in the mean. It is the
-    empirical bias correction of Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias
-    Correction" (arXiv 1906.04721, appendix D), with all layers in each run. Two things that look simpler fail: to put
-    each sample right by itself hides the errors of a layer from the next one, and to correct all layers by what they
-    lack behind layers that are not corrected yet overshoots, the more the deeper the net is.
-
-    Args:
-        before: The model whose means are right.
-        after: A form of it that has these tensors too, all of them computed in the main graph.
-        tensors: The tensors by name.
-        data: What to run on, ``FEWEST`` samples or more.
-
-    Returns:
-        A vector for each tensor whose shift is finite; nothing if the model's float outputs, of 16 runs or as many as
-        16 MB hold, end up further from the right ones with the shifts than without.
+    Attributes:
+        names: The tensors of ``form`` to hand to ``add``.
     """
-    if not tensors:
-        return {}
-    names = {name: f"graphopt/{name}" for name in tensors}
-    ends = [info.name for info in to_proto(before, weights=False).graph.output]
-    reference = Session(_with_means(to_proto(before), tensors, names, ends, put_right=False))
-    means, wanted, room = list[Feeds](), list[Feeds](), _HELD
-    for feeds in _portions(data):
-        found = reference.run(feeds)
-        answers = {name: value for name in ends if _is_float(value := found.pop(name))}
-        room -= sum(value.nbytes for value in answers.values())
-        wanted += [answers] if (room >= 0 and len(wanted) < _JUDGED) or not wanted else []
-        means.append(found)
-    del reference
-    candidate = Session(_with_means(to_proto(after), tensors, names, ends, put_right=True))
-    none = {f"{inner}/before": np.zeros_like(means[0][f"{inner}/mean"]) for inner in names.values()}
-    shifts = none
-    for count, (feeds, right) in enumerate(zip(_portions(data), means, strict=True), 1):
-        found = candidate.run(feeds | right | shifts | {_SHARE: np.array(1.0 / count, np.float32)})
-        shifts = {f"{inner}/before": found[f"{inner}/shift"] for inner in names.values()}
-    answered = list(zip(_portions(data), means, wanted, strict=False))
-    if not _distance(candidate, answered, shifts) <= _distance(candidate, answered, none):
-        return {}
-    flat = {name: shifts[f"{inner}/before"].astype(np.float64).reshape(-1) for name, inner in names.items()}
-    return {name: each for name, each in flat.items() if np.isfinite(each).all()}
 
+    def __init__(self, model: Model, tensors: Mapping[str, Channels]) -> None:
+        """Look at these tensors, all of them computed in the main graph."""
+        self._model, self._tensors, self._threads = model, tensors, threads_for_samples(model)
+        graph = to_proto(model, weights=False).graph
+        computed = {name for node in graph.node for name in node.output}
+        self._ends = [info.name for info in graph.output if info.name in computed]
+        self.names = [*map(_mean, tensors), *self._ends] if tensors else []
+        self._means, self._outputs = list[tuple[int, NDArray[np.float32]]](), list[Feeds]()
+        self._shapes: dict[str, tuple[int, ...]] = {}
+        self._samples, self._room = 0, _HELD
 
-def _distance(candidate: Session, answered: Sequence[tuple[Feeds, Feeds, Feeds]], shifts: Feeds) -> float:
-    """Return how far the outputs are from the right ones under these shifts, which stay as they are."""
-    still = shifts | {_SHARE: np.array(0.0, np.float32)}
-    total = 0.0
-    for feeds, means, answers in answered:
-        found = candidate.run(feeds | means | still)
-        total += sum(_noise(value, found[name]) for name, value in answers.items())
-    return total
+    def form(self) -> onnx.ModelProto:
+        """Return the model as it is now, with the means among its tensors."""
+        return _telling(to_proto(self._model), self._tensors)
+
+    def add(self, found: Mapping[str, Any], samples: int) -> None:
+        """See the tensors of a run on so many samples."""
+        if self._tensors and self._samples < _SAMPLES:
+            means = {name: found[_mean(name)] for name in self._tensors}
+            self._shapes = {name: mean.shape for name, mean in means.items()}
+            self._means.append((samples, np.concatenate([mean.reshape(-1) for mean in means.values()])))
+            outputs = {name: found[name] for name in self._ends if _is_float(found[name])}
+            self._room -= sum(value.nbytes for value in outputs.values())
+            if (self._room >= 0 and self._samples < _JUDGED) or not self._outputs:
+                self._outputs.append(outputs)
+        self._samples += samples
+
+    def shifts(self, after: Model, portions: Callable[[], Iterable[Feeds]]) -> dict[str, Floats]:
+        """Return for each tensor what to add to its channels so that ``after`` has the same means.
+
+        ``after`` runs on the same samples, and each tensor is put right as it is computed, by the mean over the runs so
+        far of what its own mean lacked, so the next one sees inputs that are right in the mean. It is the empirical
+        bias correction of Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction"
+        (arXiv 1906.04721, appendix D), with all layers in each run. Two things that look simpler fail: to put each
+        sample right by itself hides the errors of a layer from the next one, and to correct all layers by what they
+        lack behind layers that are not corrected yet overshoots, the more the deeper the net is.
+
+        Args:
+            after: A form of the model that has these tensors too.
+            portions: The feeds of the runs that ``add`` saw, or more.
+
+        Returns:
+            A vector for each tensor whose shift is finite; nothing if the model's float outputs, of 16 samples or as
+            many as 16 MB hold, end up further from the right ones with the shifts than without.
+        """
+        if not self._means:
+            return {}
+        candidate = Session(_corrected(to_proto(after), self._tensors, self._ends), threads=self._threads)
+        none = np.zeros_like(self._means[0][1])
+        shifts, seen = none, 0
+        for (samples, right), feeds in zip(self._means, portions(), strict=False):
+            seen += samples
+            share = np.float32(samples / seen)
+            found = candidate.run(feeds | self._given((1 - share) * shifts + share * right, share))
+            shifts = np.concatenate([found[_shift(name)].reshape(-1) for name in self._tensors])
+        judged = list(zip(self._outputs, portions(), strict=False))
+        if not self._distance(candidate, judged, shifts) <= self._distance(candidate, judged, none):
+            return {}
+        return {n: s.reshape(-1) for n, s in self._split(shifts.astype(np.float64)).items() if np.isfinite(s).all()}
+
+    def _distance(
+        self, candidate: Session, judged: Sequence[tuple[Feeds, Feeds]], shifts: NDArray[np.float32]
+    ) -> float:
+        """Return how far the outputs are from the right ones under these shifts, which stay as they are."""
+        total = 0.0
+        for outputs, feeds in judged:
+            found = candidate.run(feeds | self._given(shifts, np.float32(0)))
+            total += sum(_noise(value, found[name]) for name, value in outputs.items())
+        return total
+
+    def _given(self, bases: NDArray[np.float32], share: np.float32) -> Feeds:
+        """Return what a corrected model takes beside its own inputs."""
+        return {_base(name): base for name, base in self._split(bases).items()} | {_SHARE: np.asarray(share)}
+
+    def _split(self, flat: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Return the parts of a vector that belong to the tensors, shaped as their means."""
+        parts, start = dict[str, NDArray[Any]](), 0
+        for name, shape in self._shapes.items():
+            size = math.prod(shape)
+            parts[name] = flat[start : start + size].reshape(shape)
+            start += size
+        return parts
 
 
 def _is_float(value: Any) -> bool:
@@ -94,54 +130,61 @@ def _noise(wanted: Floats, found: Floats) -> float:
     return error / max(float(np.square(wanted.astype(np.float64)).sum()), 1e-300)
 
 
-def _with_means(
-    proto: onnx.ModelProto,
-    tensors: Mapping[str, Channels],
-    names: Mapping[str, str],
-    ends: Sequence[str],
-    put_right: bool,
-) -> onnx.ModelProto:
-    """Return a model that gives out the means of these tensors or, given the right ones, corrects and tells by what."""
-    graph = proto.graph
-    old_form = next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")) < 18
+def _mean(name: str) -> str:
+    """Name a tensor's mean per channel."""
+    return f"graphopt/{name}/mean"
+
+
+def _base(name: str) -> str:
+    """Name what a tensor's shift is before this run's own mean is taken off."""
+    return f"graphopt/{name}/base"
+
+
+def _shift(name: str) -> str:
+    """Name what is added to a tensor."""
+    return f"graphopt/{name}/shift"
+
+
+def _telling(proto: onnx.ModelProto, tensors: Mapping[str, Channels]) -> onnx.ModelProto:
+    """Return a model that computes the means of these tensors too."""
     nodes: list[onnx.NodeProto] = []
-    given = [_SHARE] if put_right else []
-    for node in graph.node:
+    for node in proto.graph.node:
+        nodes.append(node)
+        nodes += [_reduction(proto, name, _mean(name), tensors[name]) for name in node.output if name in tensors]
+    return _with_nodes(proto, nodes)
+
+
+def _corrected(proto: onnx.ModelProto, tensors: Mapping[str, Channels], ends: Sequence[str]) -> onnx.ModelProto:
+    """Return a model that adds ``shift = base - share * mean`` to these tensors and gives out the shifts too."""
+    nodes: list[onnx.NodeProto] = []
+    for node in proto.graph.node:
         nodes.append(node)
         for slot, name in enumerate(node.output):
-            if name not in tensors:
-                continue
-            inner = names[name]
-            source = f"{inner}/raw" if put_right else name
-            node.output[slot] = source
-            axis, rank = tensors[name]
-            others = [other for other in range(rank) if other != axis]
-            mean = f"{inner}/own" if put_right else f"{inner}/mean"
-            if old_form:
-                nodes.append(helper.make_node("ReduceMean", [source], [mean], axes=others, keepdims=1))
-            else:
-                graph.initializer.append(numpy_helper.from_array(np.array(others, np.int64), f"{inner}/axes"))
-                nodes.append(helper.make_node("ReduceMean", [source, f"{inner}/axes"], [mean], keepdims=1))
-            if put_right:
-                nodes += _running_mean(inner, [source, name])
-                given += [f"{inner}/mean", f"{inner}/before"]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in given)
-    return cut(proto, [*(f"{inner}/{'shift' if put_right else 'mean'}" for inner in names.values()), *ends])
+            if name in tensors:
+                raw, part = f"graphopt/{name}/raw", f"graphopt/{name}/part"
+                node.output[slot] = raw
+                nodes.append(_reduction(proto, raw, _mean(name), tensors[name]))
+                nodes.append(helper.make_node("Mul", [_mean(name), _SHARE], [part]))
+                nodes.append(helper.make_node("Sub", [_base(name), part], [_shift(name)]))
+                nodes.append(helper.make_node("Add", [raw, _shift(name)], [name]))
+    given = [_SHARE, *map(_base, tensors)]
+    proto.graph.input.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in given)
+    return cut(_with_nodes(proto, nodes), [*map(_shift, tensors), *ends])
 
 
-def _running_mean(inner: str, ends: list[str]) -> Iterator[onnx.NodeProto]:
-    """Yield nodes that move the mean shift towards what this run's mean lacks, and add it to a tensor."""
-    yield helper.make_node("Sub", [f"{inner}/mean", f"{inner}/own"], [f"{inner}/lacks"])
-    yield helper.make_node("Sub", [f"{inner}/lacks", f"{inner}/before"], [f"{inner}/change"])
-    yield helper.make_node("Mul", [f"{inner}/change", _SHARE], [f"{inner}/step"])
-    yield helper.make_node("Add", [f"{inner}/before", f"{inner}/step"], [f"{inner}/shift"])
-    yield helper.make_node("Add", [ends[0], f"{inner}/shift"], [ends[1]])
+def _reduction(proto: onnx.ModelProto, source: str, target: str, channels: Channels) -> onnx.NodeProto:
+    """Return the node that takes a tensor's mean over all axes but the channels'."""
+    axis, rank = channels
+    others = [other for other in range(rank) if other != axis]
+    if next(each.version for each in proto.opset_import if each.domain in ("", "ai.onnx")) < 18:
+        return helper.make_node("ReduceMean", [source], [target], axes=others, keepdims=1)
+    axes = numpy_helper.from_array(np.array(others, np.int64), f"{target}/axes")
+    proto.graph.initializer.append(axes)
+    return helper.make_node("ReduceMean", [source, axes.name], [target], keepdims=1)
 
 
-def _portions(data: Data) -> Iterator[Feeds]:
-    """Yield feeds, of one sample each where their number is free: the means are as good, and need the least memory."""
-    if isinstance(data, ArrayData) and data.batch > 1 and not data.fixed:
-        data = replace(data, batch=1)
-    yield from data.batches(_SAMPLES)
+def _with_nodes(proto: onnx.ModelProto, nodes: Sequence[onnx.NodeProto]) -> onnx.ModelProto:
+    """Give the main graph these nodes."""
+    del proto.graph.node[:]
+    proto.graph.node.extend(nodes)
+    return proto

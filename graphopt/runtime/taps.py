@@ -14,10 +14,12 @@ from graphopt.runtime.session import Session
 class Taps:
     """Gives the values of inner tensors; nodes that do not lead to them are left out, so early taps are cheap."""
 
-    def __init__(self, model: Model, names: Iterable[str], threads: int = 0, *, optimize: bool = False) -> None:
+    def __init__(
+        self, model: Model | onnx.ModelProto, names: Iterable[str], threads: int = 0, *, optimize: bool = False
+    ) -> None:
         """Cut ``model`` at the tensors ``names``; ``optimize`` lets ONNX Runtime rewrite what is left."""
         self.names = list(dict.fromkeys(names))
-        proto = cut(to_proto(model), self.names)
+        proto = cut(to_proto(model) if isinstance(model, Model) else model, self.names)
         self._inputs = {info.name for info in proto.graph.input}
         self._given = [name for name in self.names if name in self._inputs]
         self._session = (
