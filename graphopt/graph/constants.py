@@ -1,10 +1,13 @@
-"""Values of constant tensors, wherever an exporter has put them."""
+"""Values of constant tensors, wherever an exporter has put them, and the one cast that new values go through."""
+
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from graphopt.model.weights import SparseValues
+from graphopt.result import Skip
 
 _SCALARS = {"value_float": np.float32, "value_int": np.int64, "value_floats": np.float32, "value_ints": np.int64}
 
@@ -59,3 +62,23 @@ def read_values(constant: gs.Constant) -> NDArray[np.generic] | None:
     array = array.view()
     array.flags.writeable = False
     return array
+
+
+def cast(values: ArrayLike, dtype: Any, name: str) -> NDArray[Any]:
+    """Cast float64 arithmetic once to the weight's own type.
+
+    Raises:
+        Skip: A finite value becomes Inf.
+    """
+    wide = np.asarray(values)
+    with np.errstate(over="ignore"):
+        narrow = wide.astype(dtype)
+    if wide.dtype.kind == "f" and not np.isfinite(narrow.astype(np.float64)).all():
+        raise Skip(f"{name!r} would overflow {np.dtype(dtype).name}")
+    return narrow
+
+
+def dtype_of(tensor: gs.Tensor | None) -> Any:
+    """Return the element type of a constant tensor; float32 where there is none."""
+    values = None if tensor is None else constant_values(tensor)
+    return np.float32 if values is None else values.dtype

@@ -8,9 +8,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import ArrayLike, NDArray
 
-from graphopt.graph.constants import constant_values
+from graphopt.graph.constants import cast, dtype_of
 from graphopt.graph.shapes import refresh_shapes
 from graphopt.model import Model
+from graphopt.model.links import drop_once, keep, link_input, link_output, unlink
+from graphopt.model.names import Names
 from graphopt.model.order import bodies, sort_nodes
 from graphopt.result import Skip
 
@@ -27,8 +29,7 @@ class Edit:
         self._model = model
         self._removed: dict[int, gs.Node] = {}
         self._home: dict[int, gs.Graph] = {}
-        self._names: set[str] | None = None
-        self._counts: dict[str, int] = {}
+        self._names = Names(model)
         self._stale: dict[int, gs.Node] = {}
         self._unread: list[gs.Tensor] = []
         self._copies: dict[int, tuple[gs.Constant, list[tuple[gs.Graph, gs.Constant]]]] = {}
@@ -64,15 +65,7 @@ class Edit:
 
     def fresh_name(self, stem: str) -> str:
         """Return ``stem``, or the first ``stem_N``, that no tensor or node of the model uses; it is then taken."""
-        if self._names is None:
-            self._names = self._model.names()
-        name, count = stem, self._counts.get(stem, 0)
-        while name in self._names or not name:
-            count += 1
-            name = f"{stem}_{count}"
-        self._counts[stem] = count
-        self._names.add(name)
-        return name
+        return self._names.fresh(stem)
 
     def constant(self, stem: str, values: NDArray[Any]) -> gs.Constant:
         """Return a new initializer; it will belong to the innermost graph that all its readers can see."""
@@ -98,7 +91,7 @@ class Edit:
         outs = [self.variable(f"{near.outputs[0].name}_{op}")] if outputs is None else list(outputs)
         name = self.fresh_name(f"{outs[0].name}_{op}")
         for out in outs:  # a node that this one stands in for no longer produces it
-            list.__setitem__(out.inputs, slice(None), [old for old in out.inputs if not self.is_removed(old)])
+            keep(out.inputs, lambda old: not self.is_removed(old))
         node = gs.Node(op, name, dict(attrs or {}), list(inputs), outs)
         graph.nodes.append(node)
         self._home[id(node)] = graph
@@ -113,10 +106,7 @@ class Edit:
         old = node.inputs[index]
         if isinstance(old, gs.Constant) and isinstance(tensor, gs.Constant) and list(old.shape) != list(tensor.shape):
             self.forget_shapes(node)
-        list.__setitem__(node.inputs, index, tensor)
-        _drop_once(old.outputs, node)
-        list.append(tensor.outputs, node)
-        self._unread.append(old)
+        self._unread.append(link_input(node, index, tensor))
 
     def replace_uses(self, old: gs.Tensor, new: gs.Tensor) -> None:
         """Make every node that reads ``old`` read ``new`` instead; graph outputs are not touched."""
@@ -129,15 +119,7 @@ class Edit:
 
     def set_output(self, node: gs.Node, index: int, tensor: gs.Tensor) -> None:
         """Make ``node`` produce ``tensor`` in slot ``index`` in place of what it produced there."""
-        old = node.outputs[index]
-        list.__setitem__(node.outputs, index, tensor)
-        _drop_once(old.inputs, node)
-        for other in list(tensor.inputs):
-            if other is not node:
-                list.__setitem__(
-                    other.outputs, slice(None), [gs.Variable.empty() if t is tensor else t for t in other.outputs]
-                )
-        list.__setitem__(tensor.inputs, slice(None), [node])
+        link_output(node, index, tensor)
 
     def set_values(self, node: gs.Node, index: int, values: ArrayLike, *, dtype: Any = None) -> None:
         """Give ``node`` its own constant in slot ``index``, cast once to the type of what is there (or to ``dtype``).
@@ -151,7 +133,7 @@ class Edit:
         old = node.inputs[index] if index < len(node.inputs) else None
         if old is not None and not old.name:
             old = None
-        kind = dtype if dtype is not None else _dtype(old)
+        kind = dtype if dtype is not None else dtype_of(old)
         array = cast(values, kind, "" if old is None else str(old.name))
         alone = old is not None and isinstance(old, gs.Constant) and self._only_reader(old, node)
         if not isinstance(old, gs.Constant) or list(old.shape) != list(array.shape) or array.dtype.kind == "i":
@@ -175,7 +157,7 @@ class Edit:
         Raises:
             Skip: The values overflow the type of the weight; nothing has been changed then.
         """
-        kind = _dtype(node.inputs[1])
+        kind = dtype_of(node.inputs[1])
         cast(weight, kind, str(node.inputs[1].name)), cast(bias, kind, "bias")
         self.set_values(node, 1, weight, dtype=kind)
         self.set_values(node, 2, bias, dtype=kind)
@@ -218,9 +200,9 @@ class Edit:
             return
         node.op, node.domain, node.attrs = "Identity", None, {}
         for extra in list(node.inputs)[1:]:
-            _drop_once(extra.outputs, node)
+            drop_once(extra.outputs, node)
         for extra in list(node.outputs)[1:]:
-            _drop_once(extra.inputs, node)
+            drop_once(extra.inputs, node)
         list.__setitem__(node.inputs, slice(None), [source])
         list.__setitem__(node.outputs, slice(None), [out])
 
@@ -240,7 +222,7 @@ class Edit:
         """Let a node with subgraphs no longer give out the result in a slot, nor its subgraphs what stands for it."""
         out = node.outputs[index]
         list.__delitem__(node.outputs, index)
-        _drop_once(out.inputs, node)
+        drop_once(out.inputs, node)
         for body in bodies(node):
             given = body.outputs.pop(index_in_bodies)
             self._unread.append(given)
@@ -279,13 +261,7 @@ class Edit:
         self._remove_unread()
         graphs = list(self._model.graphs())
         if self._removed:
-            ends = (end for node in self._removed.values() for end in [*node.inputs, *node.outputs])
-            for tensor in {id(end): end for end in ends}.values():
-                for side in (tensor.inputs, tensor.outputs):
-                    list.__setitem__(side, slice(None), [node for node in side if id(node) not in self._removed])
-            for node in self._removed.values():
-                list.clear(node.inputs)
-                list.clear(node.outputs)
+            unlink(self._removed)
             for graph in graphs:
                 graph.nodes[:] = [node for node in graph.nodes if id(node) not in self._removed]
         for graph in graphs:
@@ -334,36 +310,3 @@ class Edit:
         """Whether one slot of ``node`` is the only use of ``tensor`` in the model."""
         readers = list(itertools.islice((reader for reader in tensor.outputs if not self.is_removed(reader)), 2))
         return len(readers) == 1 and readers[0] is node and not self.is_output(tensor) and not self.is_input(tensor)
-
-
-def cast(values: ArrayLike, dtype: Any, name: str) -> NDArray[Any]:
-    """Cast float64 arithmetic once to the weight's own type.
-
-    Raises:
-        Skip: A finite value becomes Inf.
-    """
-    wide = np.asarray(values)
-    with np.errstate(over="ignore"):
-        narrow = wide.astype(dtype)
-    if wide.dtype.kind == "f" and not np.isfinite(narrow.astype(np.float64)).all():
-        raise Skip(f"{name!r} would overflow {np.dtype(dtype).name}")
-    return narrow
-
-
-def _dtype(tensor: gs.Tensor | None) -> Any:
-    """Return the element type of a constant tensor; float32 where there is none."""
-    values = None if tensor is None else constant_values(tensor)
-    return np.float32 if values is None else values.dtype
-
-
-def _drop_once(nodes: list[gs.Node], node: gs.Node) -> None:
-    """Remove one mention of ``node`` from a synchronized list, by identity.
-
-    It looks from both ends at once: whoever unlinks all readers of a tensor, in either order, finds each at an end.
-    """
-    last = len(nodes) - 1
-    for index in range(last // 2 + 1):
-        for place in (index, last - index):
-            if nodes[place] is node:
-                list.__delitem__(nodes, place)
-                return

@@ -12,9 +12,8 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graphopt.graph.constants import constant_values
+from graphopt.graph.constants import cast, constant_values
 from graphopt.graph.dequantize import is_dequantized
-from graphopt.graph.edit import cast
 from graphopt.graph.evaluate import evaluate, move
 from graphopt.graph.view import GraphView, is_op
 from graphopt.graph.weights import is_float

@@ -12,6 +12,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt.errors import ModelError
 from graphopt.model.ir import RawAttribute, make_node, make_variable
+from graphopt.model.links import link_anew
 from graphopt.model.raising import Raise
 
 
@@ -57,17 +58,6 @@ def _append(node: gs.Node, place: int, *tensors: gs.Tensor | None) -> None:
     node.inputs.extend([make_variable("") if tensor is None else tensor for tensor in added])
 
 
-def _rewire(node: gs.Node, inputs: list[gs.Tensor], outputs: list[gs.Tensor]) -> None:
-    """Give a node other inputs and outputs, told apart by identity."""
-    for side, old, new in (("outputs", node.inputs, inputs), ("inputs", node.outputs, outputs)):
-        for tensor in old:
-            links = getattr(tensor, side)
-            list.__setitem__(links, slice(None), [other for other in links if other is not node])
-        for tensor in new:
-            list.append(getattr(tensor, side), node)
-        list.__setitem__(old, slice(None), new)
-
-
 def _batch_normalization_9(context: Raise, node: gs.Node) -> Around:
     if not _take(node, "spatial", 1):
         raise ModelError("statistics per element (spatial=0) are no longer part of ONNX")
@@ -77,7 +67,7 @@ def _batch_normalization_9(context: Raise, node: gs.Node) -> Around:
 def _batch_normalization_14(context: Raise, node: gs.Node) -> Around:
     if any(context.is_used(tensor) for tensor in node.outputs[1:]):
         raise ModelError("it trains: its statistics are given out")
-    _rewire(node, list(node.inputs), list(node.outputs[:1]))
+    link_anew(node, list(node.inputs), list(node.outputs[:1]))
     return ALONE
 
 
@@ -102,7 +92,7 @@ def _resize_11(context: Raise, node: gs.Node) -> Around:
         node.attrs["nearest_mode"] = "floor"
     node.attrs["coordinate_transformation_mode"] = "asymmetric"
     roi = context.constant(node, "roi", np.zeros(0, np.float32))
-    _rewire(node, [node.inputs[0], roi, scales], list(node.outputs))
+    link_anew(node, [node.inputs[0], roi, scales], list(node.outputs))
     return ALONE
 
 
@@ -119,7 +109,7 @@ def _scan_9(context: Raise, node: gs.Node) -> Around:
 def _dropout_10(context: Raise, node: gs.Node) -> Around:
     if any(context.is_used(tensor) for tensor in node.outputs[1:]):
         raise ModelError("its mask, which something reads, becomes boolean")
-    _rewire(node, list(node.inputs), list(node.outputs[:1]))
+    link_anew(node, list(node.inputs), list(node.outputs[:1]))
     return ALONE
 
 
@@ -172,7 +162,7 @@ def _softmax_13(context: Raise, node: gs.Node) -> Around:
         return ALONE
     data, out = node.inputs[0], node.outputs[0]
     shape, flat, normal = (make_variable(context.fresh(f"{out.name}_{what}")) for what in ("shape", "flat", "normal"))
-    _rewire(node, [flat], [normal])
+    link_anew(node, [flat], [normal])
     before = [
         make_node("Shape", "", {}, [data], [shape], None, None),
         make_node("Flatten", "", {"axis": axis}, [data], [flat], None, None),

@@ -12,6 +12,7 @@ from onnx import helper
 from graphopt.errors import ModelError
 from graphopt.model.exporter import to_proto
 from graphopt.model.model import Model
+from graphopt.model.names import Names
 
 
 class Raise:
@@ -20,7 +21,7 @@ class Raise:
     def __init__(self, original: Model) -> None:
         """Answer for ``original``, which stays as it is while a copy of it is raised."""
         self._original = original
-        self._names: set[str] | None = None
+        self._names = Names(original)
         self._types: dict[str, onnx.TypeProto.Tensor | None] | None = None
         self._given = {tensor.name for graph in original.graphs() for tensor in graph.outputs}
         self._overridable = {tensor.name for tensor in original.overridable()}
@@ -28,14 +29,7 @@ class Raise:
 
     def fresh(self, stem: str) -> str:
         """Return a tensor name that is not in use."""
-        if self._names is None:
-            self._names = self._original.names()
-        name, count = stem, 0
-        while name in self._names:
-            count += 1
-            name = f"{stem}_{count}"
-        self._names.add(name)
-        return name
+        return self._names.fresh(stem)
 
     def constant(self, node: gs.Node, what: str, values: NDArray[Any]) -> gs.Constant:
         """Return a new constant for ``node``."""

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from graphopt.graph.affine.algebra import Array
 from graphopt.graph.affine.extent import element_type
-from graphopt.graph.edit import cast
+from graphopt.graph.constants import cast
 from graphopt.graph.view import GraphView
 from graphopt.result import Skip
 

@@ -11,6 +11,7 @@ from graphopt.graph.affine.change import Change, assign, carry
 from graphopt.graph.affine.extent import element_type, require_rank
 from graphopt.graph.evaluate import evaluate, require_values
 from graphopt.graph.view import GraphView
+from graphopt.model.links import trim
 from graphopt.result import Skip
 
 
@@ -94,7 +95,7 @@ def neutralize(view: GraphView, node: gs.Node) -> Change:
         change.make()
         if bias:
             view.edit.set_input(node, 2, gs.Variable.empty())
-            del node.inputs[2]
+            trim(node.inputs)
 
     return replace(change, make=make)
 

@@ -9,7 +9,8 @@ from graphopt.graph.channels.facts import Facts, Mask, Vector
 from graphopt.graph.channels.labels import Label, Labels
 from graphopt.graph.channels.quantization import is_readable, readable
 from graphopt.graph.channels.table import Transfer, register
-from graphopt.graph.edit import Edit, cast
+from graphopt.graph.constants import cast
+from graphopt.graph.edit import Edit
 from graphopt.result import Skip
 
 

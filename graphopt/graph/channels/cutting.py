@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Labels, Use
 from graphopt.graph.channels.storage import is_plain
-from graphopt.graph.constants import constant_of
-from graphopt.graph.edit import Edit, cast
+from graphopt.graph.constants import cast, constant_of
+from graphopt.graph.edit import Edit
 from graphopt.graph.view import is_op
+from graphopt.model.links import trim
 from graphopt.result import Skip
 
 
@@ -181,7 +182,7 @@ class Cut:
         for node, slot, array, key in constants:
             if slot == 2 and is_op(node, "Conv", "ConvTranspose") and _is_idle(node, array):
                 edit.set_input(node, 2, gs.Variable.empty())
-                list.__delitem__(node.inputs, slice(2, None))
+                trim(node.inputs)
             elif key in made:
                 edit.set_input(node, slot, made[key])
             else:

@@ -7,7 +7,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.channels.facts import Facts
-from graphopt.graph.edit import Edit, cast
+from graphopt.graph.constants import cast
+from graphopt.graph.edit import Edit
 from graphopt.result import Skip
 
 _BROADCASTING = ("Add", "Sub", "Mul", "Div", "Max", "Min")

@@ -14,6 +14,7 @@ from graphopt.graph.noops.invariants import simplify_loop
 from graphopt.graph.noops.place import Place
 from graphopt.graph.symbolic.attributes import attribute, integers
 from graphopt.graph.symbolic.targets import reshape_numbers
+from graphopt.model.links import trim
 
 Rule = Callable[[Place], str | None]
 
@@ -151,8 +152,7 @@ def drop_unused_outputs(place: Place) -> str | None:
         return None
     for index in unused:
         view.edit.set_output(node, index, gs.Variable.empty())
-    while not node.outputs[-1].name:
-        list.__delitem__(node.outputs, -1)
+    trim(node.outputs)
     return f"{len(unused)} unused outputs"
 
 
@@ -162,8 +162,7 @@ def tidy_recurrent(place: Place) -> str | None:
     zeros = [slot for slot in (5, 6) if place.has(slot) and _is_zeros(place, node.inputs[slot])]
     for slot in zeros:
         view.edit.set_input(node, slot, gs.Variable.empty())
-    while not node.inputs[-1].name:
-        list.__delitem__(node.inputs, -1)
+    trim(node.inputs)
     dropped = drop_unused_outputs(place)
     return "starts from zeros by itself" if zeros else dropped
 
