@@ -6,6 +6,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.model import Model, to_proto
+from graphopt.model.inference import with_inferred_shapes
 from graphopt.model.order import bodies
 
 Shape = tuple[int | str | None, ...] | None
@@ -21,12 +22,8 @@ def infer_shapes(model: Model) -> dict[int, Shape]:
         for dim in info.type.tensor_type.shape.dim:
             if dim.dim_value < 0:  # some exporters mean "unknown" by it; inference takes it for a size
                 dim.ClearField("dim_value")
-    try:
-        inferred = onnx.shape_inference.infer_shapes(skeleton, data_prop=True)
-    except Exception:  # onnx raises several kinds on odd models; declared shapes remain
-        inferred = skeleton
     shapes: dict[int, Shape] = {}
-    _collect(model.graph, inferred.graph, shapes)
+    _collect(model.graph, with_inferred_shapes(skeleton, data_prop=True).graph, shapes)
     return shapes
 
 

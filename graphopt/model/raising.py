@@ -1,6 +1,5 @@
 """What there is to know of a model while its opset is raised."""
 
-import contextlib
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ from onnx import helper
 
 from graphopt.errors import ModelError
 from graphopt.model.exporter import to_proto
+from graphopt.model.inference import with_inferred_shapes
 from graphopt.model.model import Model
 from graphopt.model.names import Names
 
@@ -81,9 +81,7 @@ class Raise:
 
 def _inferred_types(model: Model) -> dict[str, onnx.TypeProto.Tensor | None]:
     """Return the type of every tensor that inference can name; None where branches use one name for several."""
-    skeleton = to_proto(model, weights=False)
-    with contextlib.suppress(Exception):  # onnx raises several kinds on odd models; declared types remain
-        skeleton = onnx.shape_inference.infer_shapes(skeleton)
+    skeleton = with_inferred_shapes(to_proto(model, weights=False))
     types: dict[str, onnx.TypeProto.Tensor | None] = {}
     waiting = [skeleton.graph]
     while waiting:

@@ -116,7 +116,7 @@ def _save_external(model: Model, target: Path) -> Path:
     skeleton: bytes = _write_whole(data, write)
     try:
         _write_whole(target, lambda file: file.write(skeleton))
-    except BaseException:
+    except BaseException:  # whatever it is, the weights of no model must not stay; it goes on its way
         data.unlink(missing_ok=True)
         raise
     return data

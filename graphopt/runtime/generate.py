@@ -1,6 +1,5 @@
 """Draws inputs that a model can run on, from its signature and from what its graph does with them."""
 
-import contextlib
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from graphopt.errors import DataError, GraphoptError
 from graphopt.model import Model, to_proto
+from graphopt.model.inference import with_inferred_shapes
 from graphopt.numerics.tally import is_float_type, pair_leaves
 from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.roles import Role, Roles
@@ -121,9 +121,7 @@ class _Drawer:
     """Knows a model's inputs and draws values for them."""
 
     def __init__(self, model: Model) -> None:
-        proto = to_proto(model, weights=False)
-        with contextlib.suppress(Exception):  # onnx raises several kinds on odd models; the declared shapes remain
-            proto = onnx.shape_inference.infer_shapes(proto)
+        proto = with_inferred_shapes(to_proto(model, weights=False))
         sign = signature(proto)
         roles = Roles(proto.graph)
         self._inputs = {name: _with_rank(info, roles) for name, info in sign.inputs.items()}
@@ -230,9 +228,8 @@ class _Drawer:
         if role.is_mask:
             return _mask(sizes, rng).astype(kind)
         if role.is_length:
-            longest = max(1, min((size for each in self._inputs.values() if (found := self._sizes(each, plan))
-                                  for size in found[1:]), default=1))  # fmt: skip
-            return rng.integers(1, longest + 1, sizes).astype(kind)
+            inner = [size for each in self._inputs.values() for size in self._sizes(each, plan)[1:]]
+            return rng.integers(1, max(1, min(inner, default=1)) + 1, sizes).astype(kind)
         if role.is_shape and integral:
             return rng.integers(1, 3, sizes).astype(kind)
         if integral:

@@ -8,6 +8,7 @@ import onnx
 
 from graphopt.contract import Contract, FloatExact, Lossy
 from graphopt.errors import GraphoptError
+from graphopt.model.inference import with_inferred_shapes
 from graphopt.numerics.compare import Comparer, Comparison, combine
 from graphopt.runtime.data import Data
 from graphopt.runtime.decisions import Decision, ForcedPair, find_decisions
@@ -89,10 +90,7 @@ def _within_noise(
     optimize: tuple[bool, bool],
 ) -> Comparison | None:
     """Return the comparison with mere noise accepted, or None if there is more than that."""
-    try:
-        typed = onnx.shape_inference.infer_shapes(reference)
-    except Exception:  # onnx raises several kinds on odd models: then the noise of operators is not measured
-        typed = reference
+    typed = with_inferred_shapes(reference)  # where inference gives up, the noise of operators is not measured
     noises = []
     for seed in range(DRAWS):
         rng = np.random.default_rng(seed)

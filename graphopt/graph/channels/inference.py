@@ -10,13 +10,15 @@ import onnx_graphsurgeon as gs
 from graphopt.graph.channels.facts import Facts, is_vague
 from graphopt.graph.channels.shape_arithmetic import evaluate_values
 from graphopt.graph.shapes import Shape
+from graphopt.graph.symbolic.attributes import has_reference
+from graphopt.model.inference import REFUSALS
 
 
 def refine(node: gs.Node, facts: Facts) -> None:
     """Find the values and, where model-wide inference gave up, the shapes of a node's outputs."""
     for out in node.outputs:
         facts.is_constant(out)  # remembered: what comes later asks whether all that it reads is constant
-    found = evaluate_values(node, facts)
+    found = None if has_reference(node) else evaluate_values(node, facts)
     if found is not None and node.outputs:
         facts.learn_values(node.outputs[0], found)
     if any(is_vague(facts.view.shape(out)) for out in node.outputs if out.name):
@@ -69,13 +71,7 @@ def _infer_outputs(node: gs.Node, facts: Facts) -> list[Shape]:
         found = onnx.shape_inference.infer_node_outputs(
             schema, proto, types, data, opset_imports=[onnx.helper.make_opsetid("", facts.view.opset)]
         )
-    except (
-        onnx.defs.SchemaError,
-        onnx.shape_inference.InferenceError,
-        onnx.checker.ValidationError,
-        RuntimeError,
-        ValueError,
-    ):
+    except REFUSALS:
         return []
     for out in node.outputs:
         if out.name in found and found[out.name].HasField("tensor_type"):
@@ -118,6 +114,8 @@ def _element_type(tensor: gs.Tensor, facts: Facts) -> int:
         return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
     if known := facts.memory.get((id(tensor), "element type")):
         return int(known)
+    for given in facts.view.borders.outside(tensor):
+        return _element_type(given, facts)
     values = facts.values(tensor)
     return onnx.TensorProto.FLOAT if values is None else int(onnx.helper.np_dtype_to_tensor_dtype(values.array.dtype))
 

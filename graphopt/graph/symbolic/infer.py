@@ -12,17 +12,11 @@ from graphopt.graph.symbolic import expression as ex
 from graphopt.graph.symbolic.fact import Fact
 from graphopt.graph.symbolic.shapes import Partial
 from graphopt.graph.symbolic.values import SymbolicShape
+from graphopt.model.inference import REFUSALS
 
 Answer = tuple[tuple[int, Partial], ...]
 """Element type, 0 if unknown, and shape of each output."""
 
-_REFUSALS = (
-    onnx.defs.SchemaError,
-    onnx.shape_inference.InferenceError,
-    onnx.checker.ValidationError,
-    RuntimeError,
-    ValueError,
-)
 _Content = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and elements."""
 
@@ -118,7 +112,7 @@ def _ask(
         schema = onnx.defs.get_schema(proto.op_type, opset, "")
         imports = [onnx.helper.make_opsetid("", opset)]
         found = onnx.shape_inference.infer_node_outputs(schema, proto, known, data, {}, imports, 10)
-    except _REFUSALS:
+    except REFUSALS:
         return None
     return tuple(_read(found.get(name), names) for name in proto.output)
 
