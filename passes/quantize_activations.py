@@ -141,6 +141,7 @@ class QuantizeActivations(Pass):
             for name, observer in observers.items():
                 if isinstance(tensors[name], np.ndarray):
                     observer.add(tensors[name])
+            del tensors  # the next run would come on top of them
         return observers, means, runs.data
 
     def _layers(self, view: GraphView) -> tuple[list[_Layer], dict[str, str]]:
