@@ -14,8 +14,9 @@ from graphopt.graph.dequantize import PER_AXIS_OPSET, PREFERRED_OPSET, Writer, i
 from graphopt.graph.qdq import Placement, insert, parameters, place
 from graphopt.graph.view import is_op
 from graphopt.graph.weights import Weight, computed_from, find_weights, is_float
+from graphopt.numerics.grouping import Grouping
 from graphopt.numerics.histogram import Observer
-from graphopt.numerics.quantization import TYPES, Affine, Grouping, quantize
+from graphopt.numerics.quantization import TYPES, Affine, quantize
 from graphopt.runtime.capture import Runs
 from graphopt.runtime.feeds import Data, generate
 from graphopt.runtime.operands import Operand, require_operands

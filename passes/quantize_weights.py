@@ -14,9 +14,9 @@ from graphopt.graph.dequantize import (
     FP16_SCALE_OPSET,
     PREFERRED_OPSET,
     Writer,
-    has_to_lie_flat,
     is_dequantized,
     lowest_opset,
+    other_rank,
     overhead,
 )
 from graphopt.graph.weights import (
@@ -28,14 +28,16 @@ from graphopt.graph.weights import (
     is_stored,
     require_weight,
 )
+from graphopt.numerics.grouping import Grouping
 from graphopt.numerics.ladder import blocks, climb, ladder
-from graphopt.numerics.quantization import TYPES, Affine, Grouping, Quantized
+from graphopt.numerics.quantization import TYPES, Affine, Quantized
 from graphopt.numerics.ranges import range_rule
 from graphopt.runtime.evaluate import evaluate_cone
 from graphopt.runtime.feeds import generate
 from graphopt.runtime.gram import Seen, look
 
-_ALWAYS_WEIGHTED = ("Conv", "DeformConv", "ConvTranspose", "LSTM", "GRU", "RNN")
+_RECURRENT = ("LSTM", "GRU", "RNN")
+_ALWAYS_WEIGHTED = ("Conv", "DeformConv", "ConvTranspose", *_RECURRENT)
 _INTEGER_WEIGHTS = {
     "MatMulInteger": 1,
     "ConvInteger": 1,
@@ -170,6 +172,9 @@ class QuantizeWeights(Pass):
             Skip: It stays float.
         """
         name, computed, freed = str(weight.source.name), None, None
+        recurrent = next((use.layer.op for use in weight.uses if use.layer.op in _RECURRENT), None)
+        if self.representation == "qdq" and recurrent is not None:
+            raise Skip(f"OpenVINO loads no {recurrent} that reads {name!r} behind QuantizeLinear, the form dq does it")
         if (cone := computed_from(view, weight)) is not None:
             if (freed := cone.freed(view)) <= overhead(name):
                 raise Skip(f"{name!r} is computed from {freed} bytes of constants")
@@ -186,8 +191,9 @@ class QuantizeWeights(Pass):
             best, how = seen.round(values, best), " by GPTQ"
         if seen is not None and self.bias_correction and seen.correct_bias(view, values, best):
             how += " with its bias corrected"
-        flat = any(has_to_lie_flat(view, use.layer, values.shape) for use in weight.uses)
-        Writer(view, weight.source, weight.home, values.dtype).write(best, self.representation, flat)
+        ranks = (other_rank(view, use.layer, best) for use in weight.uses)
+        rank = next((rank for rank in ranks if rank is not None), None)
+        Writer(view, weight.source, weight.home, values.dtype).write(best, self.representation, rank)
         detail = f"{name!r} to {best.affine.kind.title} {best.grouping}, {best.sqnr_db:.1f} dB{how}"
         if not failed:
             return detail

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, numpy_helper
 
 from graphopt.errors import ModelError
+from graphopt.numerics.grouping import aligned
 
 Array = NDArray[np.float32]
 
@@ -176,8 +177,12 @@ def _quantized(node: NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Param
     if kind not in bits or scale.dtype != np.float32 or not levels.size:
         return None
     attributes = {attribute.name: attribute.i for attribute in node.attribute}
-    wide = _spread(scale.astype(np.float64), levels.shape, attributes)
-    zero = _spread(zeros[0].astype(np.float64), levels.shape, attributes) if zeros else np.zeros_like(wide)
+    axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
+    wide, *given = (
+        np.broadcast_to(aligned(each.astype(np.float64), levels.shape, axis, block), levels.shape)
+        for each in (scale, *zeros)
+    )
+    zero = given[0] if given else np.zeros_like(wide)
     if not (wide > 0).all():
         return None
     unsigned = kind.startswith("u")
@@ -190,17 +195,6 @@ def _quantized(node: NodeProto, stored: Mapping[str, onnx.TensorProto]) -> Param
     grid = Grid(node.input[0], wide, zero, low, high, levels.dtype)
     value = ((levels.astype(np.float64) - zero) * wide).astype(np.float32)
     return Parameter(node.output[0], value, np.zeros(value.shape, bool), value.ndim >= 2, grid)
-
-
-def _spread(values: NDArray[np.float64], shape: tuple[int, ...], attributes: Mapping[str, int]) -> NDArray[np.float64]:
-    """Return scales or zero points in the weight's full shape (ONNX DequantizeLinear: per tensor, axis or block)."""
-    axis, block = attributes.get("axis", 1), attributes.get("block_size", 0)
-    if values.size == 1:
-        return np.broadcast_to(values.reshape(()), shape)
-    axis %= len(shape)
-    if block:
-        return np.repeat(values, block, axis=axis).take(np.arange(shape[axis]), axis=axis)
-    return np.broadcast_to(values.reshape([-1 if index == axis else 1 for index in range(len(shape))]), shape)
 
 
 def _frozen(

@@ -9,7 +9,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.view import GraphView, is_op
-from graphopt.numerics.quantization import Grouping, Quantized
+from graphopt.numerics.grouping import Grouping
+from graphopt.numerics.quantization import Quantized
 
 Representation = Literal["dq", "qdq", "mul"]
 
@@ -39,17 +40,17 @@ class Writer:
         self._name = str(source.name)
         self._dtype = dtype
 
-    def write(self, quantized: Quantized, form: Representation, flat: bool = False) -> None:
+    def write(self, quantized: Quantized, form: Representation, rank: int | None = None) -> None:
         """Make the readers of the tensor read its quantized form; the float tensor stays only in the form ``qdq``.
 
-        A Cast follows where the type of the scales is not the type of the tensor. ``flat`` (not in the form ``qdq``)
-        stores a matrix, and a Reshape follows; all axes from the third on have to be of size one.
+        A Cast follows where the type of the scales is not the type of the tensor. ``rank`` (not in the form ``qdq``)
+        stores integers of that rank, with axes of size one in front or without those at the end; a Reshape follows.
         """
         result = whole = self._result(form)
-        if flat and form != "qdq":
+        if rank is not None and form != "qdq":
             result = self._view.edit.variable(f"{self._name}_m")
             self._add("Reshape", [result, self._constant("h", np.array(quantized.levels.shape, np.int64))], whole)
-            quantized = _as_matrix(quantized)
+            quantized = _of_rank(quantized, rank)
         same = quantized.scale.dtype == self._dtype
         last = result if same else self._view.edit.variable(f"{self._name}_f")
         {"dq": self._dq, "qdq": self._qdq, "mul": self._mul}[form](quantized, last)
@@ -89,10 +90,15 @@ class Writer:
         self._add("DequantizeLinear", [levels, *parameters], out, **_axis(quantized.grouping))
 
     def _mul(self, quantized: Quantized, out: gs.Tensor) -> None:
-        """Integers, Cast and Mul, with Sub before it if there is a zero point; blocks get an axis of their own."""
+        """Integers, Cast and Mul, with Sub before it if there is a zero point; blocks get an axis of their own.
+
+        Not if one block fills the axis: OpenVINO 2026.4 could not load it as float8.
+        """
         shape, grouping = quantized.levels.shape, quantized.grouping
         levels, scale, zero = quantized.levels, quantized.scale, quantized.zero_point
-        if grouping.axis is not None and grouping.block is not None:
+        if grouping.axis is not None and grouping.block == shape[grouping.axis]:
+            pass
+        elif grouping.axis is not None and grouping.block is not None:
             axis = grouping.axis + 1
             levels = levels.reshape(*shape[: grouping.axis], -1, grouping.block, *shape[axis:])
             scale = np.expand_dims(scale, axis)
@@ -130,14 +136,20 @@ class Writer:
         self._view.edit.add_node(self._near, op, inputs, [output], attrs).name = ""
 
 
-def _as_matrix(quantized: Quantized) -> Quantized:
-    """Drop the axes from the third on, which are of size one."""
-    zero = quantized.zero_point
+def _of_rank(quantized: Quantized, rank: int) -> Quantized:
+    """Put axes of size one in front, or drop those at the end."""
+    more, grouping, zero = rank - quantized.levels.ndim, quantized.grouping, quantized.zero_point
+
+    def fitted(values: NDArray[Any]) -> NDArray[Any]:
+        whole = values.ndim == quantized.levels.ndim
+        return values if not whole else values.reshape((1,) * more + values.shape if more > 0 else values.shape[:rank])
+
     return replace(
         quantized,
-        levels=quantized.levels.reshape(quantized.levels.shape[:2]),
-        scale=quantized.scale.reshape(quantized.scale.shape[:2]),
-        zero_point=None if zero is None else zero.reshape(zero.shape[:2]),
+        levels=fitted(quantized.levels),
+        scale=fitted(quantized.scale),
+        zero_point=None if zero is None else fitted(zero),
+        grouping=replace(grouping, axis=None if grouping.axis is None else grouping.axis + max(more, 0)),
     )
 
 
@@ -156,7 +168,30 @@ def overhead(name: str) -> int:
     return 80 + 5 * len(name.encode())
 
 
-def has_to_lie_flat(view: GraphView, layer: gs.Node, shape: tuple[int, ...]) -> bool:
+def other_rank(view: GraphView, layer: gs.Node, quantized: Quantized) -> int | None:
+    """Return the rank to store a weight's integers in where runtimes do not bear its own; None if they do."""
+    shape = quantized.levels.shape
+    if _turns_into_a_matrix_product(view, layer, shape):
+        return 2
+    return 3 if _is_misread(layer, quantized) else None
+
+
+def _is_misread(layer: gs.Node, quantized: Quantized) -> bool:
+    """Whether ONNX Runtime (1.32), optimizing, would compute something else: with int2 that do not fill whole bytes.
+
+    It makes MatMulNBits of a DequantizeLinear before a matrix product, and packs rows anew as if they began on a byte.
+    """
+    shape = quantized.levels.shape
+    return (
+        quantized.affine.kind.bits == 2
+        and len(shape) == 2
+        and shape[1] % 4 != 0
+        and is_op(layer, "MatMul", "Gemm")
+        and not layer.attrs.get("transB", 0)
+    )
+
+
+def _turns_into_a_matrix_product(view: GraphView, layer: gs.Node, shape: tuple[int, ...]) -> bool:
     """Whether OpenVINO (2026.4) could not load this layer if its weight of this shape were integers of the same shape.
 
     It turns a convolution with a kernel of 1 x 1 into a matrix product where a Split comes before it and its output is

@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.parameters import Arrange, Array, Parameter, values_of
-from graphopt.graph.slots import weight_slots
+from graphopt.graph.slots import GATES, weight_slots
 from graphopt.graph.view import GraphView, is_op
 from graphopt.graph.weights import is_float
 from graphopt.model.order import bodies
@@ -42,7 +42,6 @@ ROLES: dict[str, dict[int, str]] = {
 
 LINEAR = ("Gemm", "MatMul")
 ELEMENTWISE = ("Add", "Sub", "Mul", "Div")
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 _PASSING = ("Concat", "Expand", "Where", "Gather")
 _COMMUTATIVE = ("Add", "Mul", "Sum", "Max", "Min")
 

@@ -17,7 +17,7 @@ from graphopt.graph.dequantize import is_dequantized
 from graphopt.graph.evaluate import evaluate, move
 from graphopt.graph.view import GraphView, is_op
 from graphopt.graph.weights import is_float
-from graphopt.numerics.quantization import Grouping, spread
+from graphopt.numerics.grouping import aligned
 from graphopt.result import Skip
 
 Array = NDArray[Any]
@@ -186,10 +186,5 @@ def values_of(view: GraphView, tensor: gs.Tensor, depth: int = 0) -> Array | Non
 def _dequantized(node: gs.Node, levels: Array, scale: Array, zero: Array | None = None) -> Array:
     """Return (levels - zero) * scale, by tensor, axis or block."""
     axis, block = node.attrs.get("axis", 1), node.attrs.get("block_size", 0)
-    grouping = Grouping(axis % max(levels.ndim, 1), block or None)
-    parts = [
-        part.reshape(()) if part.size == 1 else spread(part, levels.shape, grouping)
-        for part in (scale, zero)
-        if part is not None
-    ]
+    parts = [aligned(part, levels.shape, axis, block) for part in (scale, zero) if part is not None]
     return np.asarray((levels - (parts[1] if len(parts) > 1 else 0.0)) * parts[0])

@@ -8,6 +8,9 @@ import onnx_graphsurgeon as gs
 from graphopt.graph.shapes import Shape
 from graphopt.graph.view import GraphView, is_op
 
+GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+"""How many gates a unit of a recurrent layer has; their rows lie one behind the other."""
+
 
 @dataclass(frozen=True)
 class WeightSlot:

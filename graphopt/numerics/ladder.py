@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from graphopt.numerics.quantization import TYPES, Affine, Array, Grouping, Quantized, Range, quantize
+from graphopt.numerics.grouping import Grouping
+from graphopt.numerics.quantization import TYPES, Affine, Array, Quantized, Range, quantize
 
 _MORE_BITS = {"int2": "int4", "int3": "int4", "int4": "int8", "int8": "int16", "float8": "int16"}
 _MORE_BITS |= {"uint3": "uint4", "uint4": "uint8", "uint8": "uint16"}

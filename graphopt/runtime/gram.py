@@ -10,7 +10,8 @@ from graphopt.graph.linear import LinearLayer, read_layer
 from graphopt.graph.view import GraphView
 from graphopt.model import Model
 from graphopt.numerics.gptq import gptq
-from graphopt.numerics.quantization import Array, Floats, Quantized, dequantize, spread
+from graphopt.numerics.grouping import spread
+from graphopt.numerics.quantization import Array, Floats, Quantized, dequantize
 from graphopt.result import Skip
 from graphopt.runtime.capture import Runs
 from graphopt.runtime.feeds import Data

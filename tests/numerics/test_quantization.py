@@ -12,9 +12,10 @@ from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
 from graphopt.numerics.gptq import gptq
+from graphopt.numerics.grouping import Grouping
 from graphopt.numerics.histogram import BINS, Observer
 from graphopt.numerics.ladder import blocks, climb, ladder
-from graphopt.numerics.quantization import TYPES, Affine, Grouping, dequantize, quantize, with_scales
+from graphopt.numerics.quantization import TYPES, Affine, dequantize, quantize, with_scales
 from graphopt.numerics.ranges import mse, percentile_rule, std_rule
 
 INTEGERS = [name for name in TYPES if name != "float8"]

@@ -17,8 +17,9 @@ from onnx.reference import ReferenceEvaluator
 from graphopt.errors import OptionError
 from graphopt.graph import GraphView
 from graphopt.model import from_proto, to_proto
+from graphopt.numerics.grouping import Grouping
 from graphopt.numerics.ladder import blocks
-from graphopt.numerics.quantization import TYPES, Affine, Grouping, dequantize, quantize
+from graphopt.numerics.quantization import TYPES, Affine, dequantize, quantize
 from graphopt.runtime.feeds import from_arrays
 from graphopt.runtime.session import Session
 from graphopt.testing import assert_rewrites, assert_skips, random_feeds, run_alone
@@ -532,6 +533,43 @@ def test_every_type_granularity_and_form(case: str, kind: str, granularity: Any,
     if kind != "int2" and (kind, form) != ("float8", "qdq"):  # OpenVINO has no int2 and rounds to float8 differently
         assert_agree(after, feeds, 1e-4)
     assert not run_alone(each, after)[1].rewritten
+
+
+@pytest.mark.parametrize("kind", ["int4", "int3", "int2"])
+@pytest.mark.parametrize("granularity", ["tensor", "channel", "block"])
+@pytest.mark.parametrize("columns", [1, 7, 10, 12])
+@pytest.mark.parametrize("product", ["MatMul(x, w)", "Gemm(x, w)", "Gemm<transB=1>(x, w)"])
+def test_columns_that_fill_no_byte(product: str, columns: int, granularity: Any, kind: Any) -> None:
+    """Optimizing, ONNX Runtime 1.32 packs the rows of a matrix of int2 as if each began on a byte."""
+    weight = draw(100, columns)
+    text = f"g (float[3,100] x) => (float[3,{columns}] y) {{ y = {product} }}"
+    before = model(text, 25, 13, w=np.ascontiguousarray(weight.T) if "transB" in product else weight)
+    after, result = run_alone(QuantizeWeights(dtype=kind, granularity=granularity), before)
+    assert len(result.rewritten) == 1
+    onnx.checker.check_model(after, full_check=True)
+    feeds = random_feeds(before, 1)
+    expected, optimized = (Session(after, optimize=choice).run(feeds)["y"] for choice in (False, True))
+    assert np.abs(optimized - expected).max() < 0.05 * np.abs(expected).max()
+    assert not run_alone(QuantizeWeights(dtype=kind, granularity=granularity), after)[1].rewritten
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint4", "float8"])
+def test_one_block_that_fills_its_axis(kind: Any) -> None:
+    before = model("g (float[3,16] x) => (float[3,200] y) { y = MatMul(x, w) }", 21, 10, w=draw(16, 200))
+    each = QuantizeWeights(dtype=kind, granularity="block", representation="mul", symmetric=False)
+    ops = {"Cast": 1 if kind == "float8" else 2, "Sub": 1, "Mul": 1, "MatMul": 1}
+    after = assert_rewrites(each, before, ops=ops if kind != "float8" else {"Cast": 1, "Mul": 1, "MatMul": 1})
+    assert_agree(after, random_feeds(before, 1), 1e-4)
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3), ("RNN", 1)])
+def test_a_recurrent_layer_takes_no_qdq(op: str, gates: int) -> None:
+    before = model(
+        f"g (float[3,2,8] x) => (float[3,1,2,16] y) {{ y = {op}<hidden_size = 16>(x, w, r) }}",
+        w=draw(1, gates * 16, 8),
+        r=draw(1, gates * 16, 16),
+    )
+    assert_skips(QuantizeWeights(representation="qdq"), before, f"OpenVINO loads no {op} that reads 'w' behind")
 
 
 def test_mul_is_folded_when_onnx_runtime_loads_the_model(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from graphopt.graph.channels.analysis import Channels
 from graphopt.graph.channels.labels import Label
 from graphopt.graph.edit import Edit
 from graphopt.graph.view import is_op
+from graphopt.numerics.grouping import aligned
 
 Indices = NDArray[np.int64]
 
@@ -119,9 +120,7 @@ def _nought(channels: Channels, node: gs.Node, slot: int, values: NDArray[np.gen
     if slot == 0 and is_op(node, "DequantizeLinear") and len(node.inputs) > 2 and node.inputs[2].name:
         zero = channels.facts.array(node.inputs[2])
         if zero is not None:
-            axis = int(node.attrs.get("axis", 1)) % max(values.ndim, 1)
-            shape = [-1 if place == axis else 1 for place in range(values.ndim)] if zero.size > 1 else [1] * values.ndim
-            return np.broadcast_to(zero.reshape(shape), values.shape)
+            return np.broadcast_to(aligned(zero, values.shape, int(node.attrs.get("axis", 1))), values.shape)
     return np.broadcast_to(np.zeros((), dtype=values.dtype), values.shape)
 
 

@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from graphopt.graph.channels.facts import Facts, Vector
 from graphopt.graph.channels.labels import Label, Labels, describe
 from graphopt.graph.channels.table import Transfer, register
+from graphopt.numerics.grouping import aligned
 
 
 @register("QuantizeLinear", "DequantizeLinear")
@@ -74,9 +75,8 @@ def dequantized(tensor: gs.Tensor, facts: Facts) -> NDArray[np.float32] | None:
     zero = facts.array(node.inputs[2]) if given else np.zeros(())
     if array is None or scale is None or zero is None or scale.ndim > 1:
         return None
-    shape = [-1 if place == _axis(node, facts) else 1 for place in range(array.ndim)]
     spread: list[NDArray[np.float32]] = [
-        part.astype(np.float32).reshape(shape if part.size > 1 else [1] * array.ndim) for part in (scale, zero)
+        aligned(part.astype(np.float32), array.shape, _axis(node, facts)) for part in (scale, zero)
     ]
     return (array.astype(np.float32) - spread[1]) * spread[0]
 

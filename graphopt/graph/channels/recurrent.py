@@ -8,8 +8,8 @@ from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Label, Labels, describe
 from graphopt.graph.channels.table import Transfer, register
+from graphopt.graph.slots import GATES
 
-_GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
 _CANDIDATE = {"RNN": 0, "GRU": 2, "LSTM": 3}
 _DEFAULT = {"RNN": ["tanh"], "GRU": ["sigmoid", "tanh"], "LSTM": ["sigmoid", "tanh", "tanh"]}
 _WEIGHT, _RECURRENT, _BIAS, _STATE, _CELL, _PEEPHOLE = 1, 2, 3, 5, 6, 7
@@ -38,7 +38,7 @@ class Recurrent(Transfer):
         if arrays is None or not self._default(node):
             return None
         weight, recurrent, bias = arrays
-        units, gates, place = recurrent.shape[2], _GATES[str(node.op)], _CANDIDATE[str(node.op)]
+        units, gates, place = recurrent.shape[2], GATES[str(node.op)], _CANDIDATE[str(node.op)]
         rows = slice(place * units, (place + 1) * units)
         zero = (weight[:, rows] == 0).all(axis=(0, 2))
         if bias is not None:
@@ -70,7 +70,7 @@ class Recurrent(Transfer):
             super().backward(node, facts)
             return
         weight, recurrent, _ = arrays
-        units, gates = recurrent.shape[2], _GATES[str(node.op)]
+        units, gates = recurrent.shape[2], GATES[str(node.op)]
         live: Mask = np.zeros(units, dtype=bool)
         for out, rank in zip(named, ranks, strict=True):
             if facts.is_needed(out):
@@ -102,7 +102,7 @@ class Recurrent(Transfer):
         if arrays is None or any(out.name and facts.rank(out) is None for out in node.outputs):
             super().couple(node, facts, labels)
             return
-        units, gates = arrays[1].shape[2], _GATES[str(node.op)]
+        units, gates = arrays[1].shape[2], GATES[str(node.op)]
         labels.unify(labels.axis(node, _WEIGHT, 2, "reads"), labels.axis(node, 0, -1), node)
         for axis in range((facts.rank(node.inputs[0]) or 1) - 1):
             labels.block_input_axis(node, 0, axis)
@@ -143,7 +143,7 @@ def weights(node: gs.Node, facts: Facts) -> Arrays | None:
     bias = facts.array(node.inputs[_BIAS]) if _given(node, _BIAS) else None
     if weight is None or recurrent is None or (bias is None and _given(node, _BIAS)):
         return None
-    units, gates = recurrent.shape[-1], _GATES[str(node.op)]
+    units, gates = recurrent.shape[-1], GATES[str(node.op)]
     fits = weight.ndim == recurrent.ndim == 3 and weight.shape[1] == recurrent.shape[1] == gates * units
     return (weight, recurrent, bias) if fits else None
 
