@@ -1,26 +1,22 @@
 """Copies parameters from one model into another: by name, by place in the graph, or by a given mapping."""
 
 import json
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from graphopt.errors import OptionError
 from graphopt.graph.layers import Layer, find_layers
-from graphopt.graph.parameters import Array, DefaultsView, Parameter, read, write, write_own
+from graphopt.graph.matching import Method, Pairs, Use, match, uses_by_tensor
+from graphopt.graph.parameters import Array, DefaultsView, read, write, write_own
 from graphopt.graph.view import GraphView
 from graphopt.graph.weights import is_float, is_stored
 from graphopt.model import Model
 from graphopt.result import Rewritten, Skip, Skipped
-
-Method = Literal["name", "structure", "mapping"]
-
-_SAME, _SLICE, _OTHER = 6, 4, 3
-"""What it is worth to align two layers: of equal shape, one wider than the other, or neither."""
 
 
 @dataclass(frozen=True)
@@ -38,20 +34,6 @@ class Transferred:
     unused: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
-class _Use:
-    """A parameter with the layer that it belongs to."""
-
-    layer: Layer
-    parameter: Parameter
-
-    @property
-    def what(self) -> str:
-        """What it is, in words: two that are to match by name have this in common."""
-        kind = str(self.layer.kind[0])
-        return f"the {self.parameter.role} of a {'Gemm or MatMul' if kind == 'linear' else kind}"
-
-
 def transfer(
     source: Model,
     target: Model,
@@ -67,7 +49,7 @@ def transfer(
 
     - ``name``: the same name of the stored tensor, and the same part of the same kind of layer;
     - ``structure``: the same place: the layers of both graphs, in the order of the data, are aligned so that as many as
-      possible are of one kind and shape (Needleman and Wunsch 1970);
+      possible are of one kind and shape;
     - ``mapping``: target names (or patterns with one ``*``) to source names.
 
     It does not matter how an exporter has stored them: transposed, behind a Cast, in a Constant node, as the bias of a
@@ -92,41 +74,17 @@ def transfer(
     result = target.copy()
     view, origin = DefaultsView(result), DefaultsView(source)
     theirs, ours = find_layers(origin), find_layers(view)
-    uses = _by_tensor(ours)
-    _require_known(only, [tensor[0].parameter.name for tensor in uses])
-    if method == "structure":
-        pairs = _by_structure(theirs, ours)
-    else:
-        given = [use for tensor in uses for use in tensor], [use for tensor in _by_tensor(theirs) for use in tensor]
-        pairs = _by_name(given[1], given[0]) if method == "name" else _by_mapping(given[1], given[0], mapping)
-    copied, skipped, used = [], [], set()
-    for tensor in uses:
-        name = tensor[0].parameter.name
-        found = [
-            pairs.get(id(use.parameter), Skip(f"the source has nothing that matches by {method}")) for use in tensor
-        ]
-        roots = {id(each.parameter.chain[0]) if isinstance(each, _Use) else None for each in found}
-        shared = len(roots) == 1
-        for use, each in list(zip(tensor, found, strict=True))[: 1 if shared else None]:
-            try:
-                if only and not any(fnmatchcase(name, pattern) for pattern in only):
-                    raise Skip("is not among those asked for")
-                if isinstance(each, Skip):
-                    raise each
-                if method != "mapping":
-                    _require_alike(view, use.layer, origin, each.layer)
-                part, detail = _part(use, origin, each, slices, strict=method == "mapping")
-                (write if shared else write_own)(view, use.parameter, part)
-                where = "" if shared else f", for {view.site(use.parameter.node)!r} alone"
-                copied.append(Rewritten(name, detail + where))
-                used.add(id(each.parameter.chain[0]))
-            except Skip as reason:
-                where = "" if shared else f" (in {view.site(use.parameter.node)!r})"
-                skipped.append(Skipped(name, f"{reason}{where}"))
+    tensors = uses_by_tensor(ours)
+    _require_known(only, [uses[0].parameter.name for uses in tensors])
+    pairs = match(theirs, ours, method, mapping)
+    copying = _Copying(view, origin, method, slices, only)
+    for uses in tensors:
+        copying.fill(uses, pairs)
     view.edit.settle()
-    left = [tensor[0].parameter for tensor in _by_tensor(theirs) if is_stored(origin, tensor[0].parameter.chain[0])]
-    unused = tuple(parameter.name for parameter in left if id(parameter.chain[0]) not in used)
-    return result, Transferred(tuple(copied), tuple(skipped), unused)
+    left = [uses[0].parameter for uses in uses_by_tensor(theirs)]
+    left = [parameter for parameter in left if is_stored(origin, parameter.chain[0])]
+    unused = tuple(parameter.name for parameter in left if id(parameter.chain[0]) not in copying.used)
+    return result, Transferred(tuple(copying.copied), tuple(copying.skipped), unused)
 
 
 def read_mapping(path: str | Path) -> dict[str, str]:
@@ -146,21 +104,6 @@ def read_mapping(path: str | Path) -> dict[str, str]:
     return read
 
 
-# -- matching ----------------------------------------------------------------------------------------------------------
-
-_Pairs = dict[int, "_Use | Skip"]
-"""What goes into a target's parameter, by its identity; or why nothing does."""
-
-
-def _by_tensor(layers: Iterable[Layer]) -> list[list[_Use]]:
-    """Return the uses of each stored tensor."""
-    found: dict[int, list[_Use]] = {}
-    for layer in layers:
-        for parameter in layer.parameters:
-            found.setdefault(id(parameter.chain[0]), []).append(_Use(layer, parameter))
-    return list(found.values())
-
-
 def _require_known(only: tuple[str, ...], names: list[str]) -> None:
     """Raise OptionError if a pattern matches nothing."""
     for pattern in only:
@@ -168,103 +111,53 @@ def _require_known(only: tuple[str, ...], names: list[str]) -> None:
             raise OptionError(f"the target has no parameter {pattern!r}")
 
 
-def _named(uses: list[_Use]) -> dict[str, list[_Use]]:
-    """Return uses by each of their tensor's names, the stored one first."""
-    found: dict[str, list[_Use]] = {}
-    for depth in range(max((len(use.parameter.names) for use in uses), default=0)):
-        for use in uses:
-            for name in use.parameter.names[depth : depth + 1]:
-                found.setdefault(name, []).append(use)
-    return found
+@dataclass
+class _Copying:
+    """One transfer at work."""
+
+    view: GraphView
+    origin: GraphView
+    method: Method
+    slices: bool
+    only: tuple[str, ...]
+    copied: list[Rewritten] = field(default_factory=list)
+    skipped: list[Skipped] = field(default_factory=list)
+    used: set[int] = field(default_factory=set)
+
+    def fill(self, uses: list[Use], pairs: Pairs) -> None:
+        """Copy into one tensor of the target: once for all of its uses if one of the source serves them all."""
+        none = Skip(f"the source has nothing that matches by {self.method}")
+        found = [pairs.get(id(use.parameter), none) for use in uses]
+        roots = {id(each.parameter.chain[0]) if isinstance(each, Use) else None for each in found}
+        shared, name = len(roots) == 1, uses[0].parameter.name
+        for use, each in list(zip(uses, found, strict=True))[: 1 if shared else None]:
+            site = self.view.site(use.parameter.node)
+            try:
+                detail = self._copy(use, each, shared)
+                self.copied.append(Rewritten(name, detail if shared else f"{detail}, for {site!r} alone"))
+            except Skip as reason:
+                self.skipped.append(Skipped(name, str(reason) if shared else f"{reason} (in {site!r})"))
+
+    def _copy(self, use: Use, found: Use | Skip, shared: bool) -> str:
+        """Copy one parameter; return where it came from.
+
+        Raises:
+            Skip: It keeps what it has.
+        """
+        name = use.parameter.name
+        if self.only and not any(fnmatchcase(name, pattern) for pattern in self.only):
+            raise Skip("is not among those asked for")
+        if isinstance(found, Skip):
+            raise found
+        if self.method != "mapping":
+            _require_alike(self.view, use.layer, self.origin, found.layer)
+        part, detail = _part(use, self.origin, found, self.slices, strict=self.method == "mapping")
+        (write if shared else write_own)(self.view, use.parameter, part)
+        self.used.add(id(found.parameter.chain[0]))
+        return detail
 
 
-def _by_name(theirs: list[_Use], ours: list[_Use]) -> _Pairs:
-    """Match parameters of the same name and part."""
-    named = _named(theirs)
-    pairs: _Pairs = {}
-    for use in ours:
-        found = [each for name in use.parameter.names for each in named.get(name, ())]
-        alike = next((each for each in found if each.what == use.what), None)
-        if alike is not None:
-            pairs[id(use.parameter)] = alike
-        elif found:
-            pairs[id(use.parameter)] = Skip(
-                f"{found[0].parameter.name!r} is {found[0].what} in the source, here {use.what}"
-            )
-    return pairs
-
-
-def _by_mapping(theirs: list[_Use], ours: list[_Use], mapping: Mapping[str, str] | None) -> _Pairs:
-    """Match by a mapping of target names or patterns; where several entries fit, the last one counts.
-
-    Raises:
-        OptionError: There is none, or an entry names what is not there.
-    """
-    if not mapping:
-        raise OptionError("a mapping of target names to source names is needed")
-    named = _named(theirs)
-    pairs: _Pairs = {}
-    for key, value in mapping.items():
-        head, star, tail = key.partition("*")
-        hits = 0
-        for use in ours:
-            name = use.parameter.name
-            if star and len(name) >= len(head) + len(tail) and name.startswith(head) and name.endswith(tail):
-                wanted = value.replace("*", name[len(head) : len(name) - len(tail)], 1)
-            elif not star and name == key:
-                wanted = value
-            else:
-                continue
-            hits += 1
-            found = named.get(wanted, ())
-            if not found and not star:
-                raise OptionError(f"the source has no parameter {wanted!r}")
-            alike = next((each for each in found if each.what == use.what), next(iter(found), None))
-            pairs[id(use.parameter)] = alike or Skip(f"the source has no parameter {wanted!r}")
-        if not hits:
-            raise OptionError(f"the target has no parameter {key!r}")
-    return pairs
-
-
-def _by_structure(theirs: list[Layer], ours: list[Layer]) -> _Pairs:
-    """Match layers in order, aligned so that their likeness is largest in sum."""
-    worth = [[_likeness(left, right) for right in ours] for left in theirs]
-    best = [[0] * (len(ours) + 1) for _ in range(len(theirs) + 1)]
-    for i in range(len(theirs) - 1, -1, -1):
-        row, below, alike = best[i], best[i + 1], worth[i]
-        for j in range(len(ours) - 1, -1, -1):
-            best_without = max(below[j], row[j + 1])
-            row[j] = max(best_without, alike[j] + below[j + 1]) if alike[j] else best_without
-    pairs: _Pairs = {}
-    i = j = 0
-    while i < len(theirs) and j < len(ours):
-        if worth[i][j] and best[i][j] == worth[i][j] + best[i + 1][j + 1]:
-            roles = {parameter.role: parameter for parameter in theirs[i].parameters}
-            for parameter in ours[j].parameters:
-                if parameter.role in roles:
-                    pairs[id(parameter)] = _Use(theirs[i], roles[parameter.role])
-            i, j = i + 1, j + 1
-        elif best[i][j] == best[i + 1][j]:
-            i += 1
-        else:
-            j += 1
-    return pairs
-
-
-def _likeness(theirs: Layer, ours: Layer) -> int:
-    """Return what it is worth to align two layers, 0 if they are of different kinds."""
-    if theirs.kind != ours.kind:
-        return 0
-    left, right = theirs.parameters[0].shape, ours.parameters[0].shape
-    if left == right:
-        return _SAME
-    return _SLICE if all(has >= wanted for has, wanted in zip(left, right, strict=False)) else _OTHER
-
-
-# -- copying -----------------------------------------------------------------------------------------------------------
-
-
-def _part(use: _Use, origin: GraphView, found: _Use, slices: bool, strict: bool) -> tuple[Array, str]:
+def _part(use: Use, origin: GraphView, found: Use, slices: bool, strict: bool) -> tuple[Array, str]:
     """Return what one parameter gets, a slice if the target is narrower, and what to say of it.
 
     Raises:

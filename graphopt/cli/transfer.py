@@ -4,8 +4,9 @@ import click
 
 from graphopt.cli.writing import write_json
 from graphopt.errors import OptionError
+from graphopt.graph.matching import Method
 from graphopt.model import load, save
-from graphopt.transfer import Method, read_mapping
+from graphopt.transfer import read_mapping
 from graphopt.transfer import transfer as copy_parameters
 
 
