@@ -3,31 +3,26 @@
 Usage:
     python benchmarks/model_io.py memory [--folder DIR] [--scale 1.0]
     python benchmarks/model_io.py chains [--nodes 1000 10000 100000]
-    python benchmarks/model_io.py corpus
-    python benchmarks/model_io.py fuzz [--count 20000] [--seed 0]
 
 Needs onnx-ir for ``memory``. Every measurement runs in a process of its own; memory is the peak of its anonymous
 memory (RssAnon), sampled from outside every 5 ms; what is mapped from files can be dropped by the system any time.
 """
 
 import argparse
-import collections
 import gc
-import random
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from graphopt.errors import ModelError
 from graphopt.graph import GraphView
-from graphopt.model import Model, from_proto, load, save, to_proto
+from graphopt.model import Model, load, save
 from graphopt.model.order import sort_nodes
 
 SIDE = 5000
@@ -224,93 +219,6 @@ def chains(sizes: list[int]) -> None:
             print(f"{count:8}", *(f"{step / count * 1e6:7.1f}" for step in [*steps, sum(steps)]), flush=True)
 
 
-# -- corpus ------------------------------------------------------------------------------------------------------------
-
-
-def backend_models() -> Iterator[tuple[str, bytes]]:
-    """Yield the models of onnx's own test cases, and those that its wheel ships."""
-    import onnx.backend.test.case.model as models
-    import onnx.backend.test.case.node as nodes
-
-    for case in (*nodes.collect_testcases(None), *models.collect_testcases()):
-        if case.model is not None:
-            yield case.name, case.model.SerializeToString()
-    for path in sorted(Path(onnx.__file__).parent.rglob("*.onnx")):
-        yield path.name, path.read_bytes()
-
-
-def corpus() -> None:
-    """Round-trip every model of the corpus: untouched, copied, weights read, weights replaced by equal arrays."""
-    tally: collections.Counter[str] = collections.Counter()
-    for name, data in backend_models():
-        model = from_proto(onnx.ModelProto.FromString(data))
-        canonical = onnx.ModelProto.FromString(data).SerializeToString()
-        tally["models"] += 1
-        tally["untouched"] += to_proto(model).SerializeToString() == canonical
-        tally["copied"] += to_proto(model.copy()).SerializeToString() == canonical
-        for constant in model.constants():
-            assert constant.values is not None, name
-        tally["weights read"] += to_proto(model).SerializeToString() == canonical
-        for constant in model.constants():
-            constant.values = np.array(constant.values)
-        tally["weights replaced"] += to_proto(model).SerializeToString() == canonical
-    for step, count in tally.items():
-        print(f"{step:18} {count}")
-
-
-# -- fuzz --------------------------------------------------------------------------------------------------------------
-
-
-def mutate(data: bytes, seed: int) -> bytes:
-    """Return a model's bytes with a few of them changed, cut out, doubled or put elsewhere."""
-    dice = random.Random(seed)
-    broken = bytearray(data)
-    for _ in range(dice.choice([1, 1, 2, 4, 16])):
-        place = dice.randrange(len(broken) + 1)
-        length = min(dice.choice([1, 1, 2, 8, 64, 1024]), len(broken) - place)
-        kind = dice.randrange(6)
-        if kind == 0:
-            broken[place : place + length] = dice.randbytes(length)
-        elif kind == 1:
-            del broken[place : place + length]
-        elif kind == 2:
-            broken[place:place] = broken[place : place + length]
-        elif kind == 3 and length:
-            broken[place] ^= 1 << dice.randrange(8)
-        elif kind == 4:
-            broken[place:place] = dice.choice(
-                [b"\xff" * 9 + b"\x01", b"\x80", b"\x7f", bytes(4), b"\xff\xff\xff\xff\x0f"]
-            )
-        else:
-            del broken[place:]
-    return bytes(broken)
-
-
-def fuzz(count: int, seed: int) -> None:
-    """Load ``count`` broken models; anything but a model or a ModelError is a fault, printed with its seed."""
-    sources = [data for _, data in backend_models() if len(data) < 20_000][::7]
-    tally: collections.Counter[str] = collections.Counter()
-    slowest = 0.0
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "broken.onnx"
-        for number in range(seed, seed + count):
-            path.write_bytes(mutate(sources[number % len(sources)], number))
-            start = time.perf_counter()
-            try:
-                save(load(path), Path(folder) / "again.onnx")
-                tally["loaded"] += 1
-            except ModelError as error:
-                tally["refused"] += 1
-                if "\n" in str(error):
-                    tally["FAULTS"] += 1
-                    print(f"more than one line: python benchmarks/model_io.py fuzz --count 1 --seed {number}: {error}")
-            except Exception as error:  # any other kind is what this looks for
-                tally["FAULTS"] += 1
-                print(f"python benchmarks/model_io.py fuzz --count 1 --seed {number}: {type(error).__name__}: {error}")
-            slowest = max(slowest, time.perf_counter() - start)
-    print(dict(tally), f"slowest {slowest:.2f} s")
-
-
 def main() -> None:
     """Run one of the measurements."""
     if sys.argv[1:2] == ["child"]:
@@ -322,22 +230,16 @@ def main() -> None:
         print(time.perf_counter() - start)
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["memory", "chains", "corpus", "fuzz"])
+    parser.add_argument("what", choices=["memory", "chains"])
     parser.add_argument("--folder", type=Path, default=None, help="where the big models go")
     parser.add_argument("--scale", type=float, default=1.0, help="size of the big models")
     parser.add_argument("--nodes", type=int, nargs="+", default=[1000, 10_000, 100_000])
-    parser.add_argument("--count", type=int, default=20_000)
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     if options.what == "memory":
         with tempfile.TemporaryDirectory(dir=options.folder) as folder:
             memory(Path(folder), options.scale)
-    elif options.what == "chains":
-        chains(options.nodes)
-    elif options.what == "corpus":
-        corpus()
     else:
-        fuzz(options.count, options.seed)
+        chains(options.nodes)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import pytest
 from graphopt.model import Model, from_proto, load, save, to_proto
 
 SAMPLE = 4
-"""Every how many of onnx's test cases are taken; ``benchmarks/model_io.py corpus`` takes all."""
+"""Every how many of onnx's test cases are taken; ``benchmarks/round_trips.py corpus`` takes all."""
 
 
 @pytest.fixture(scope="module")
