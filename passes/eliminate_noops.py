@@ -51,6 +51,7 @@ class EliminateNoops(Pass):
             zero_signs = ZeroSigns(view)
             found: list[Rewritten] = []
             skipped: list[Skipped] = []
+            inlined = False
             for node in view.nodes():
                 if node.op not in {*BYPASSES, *MERGES} or id(node) not in facts:
                     continue
@@ -62,10 +63,13 @@ class EliminateNoops(Pass):
                     continue
                 if detail:
                     found.append(Rewritten(site, detail))
+                    inlined |= node.op in ("If", "Loop")
             rewritten += found
             if not found:
                 return PassResult(tuple(rewritten), tuple(skipped))
             view.edit.settle()
+            if inlined:  # more is known of what the one branch or run gives out than of what any would
+                facts.refresh()
 
 
 def _rewrite(place: Place, site: str) -> str:

@@ -1,6 +1,7 @@
 """Keep one of nodes that compute the same and of initializers that hold the same."""
 
 import hashlib
+import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ _SAMPLE = 64
 class MergeDuplicates(Pass):
     """Keep one of nodes that compute the same and of initializers that hold the same.
 
-    1. Initializers of equal type, shape and bytes, wherever in the main graph and its subgraphs they are.
+    1. Initializers of equal type, shape and bytes, wherever in the main graph and its subgraphs they are, or in those
+       of one function.
     2. Nodes of one graph with equal operator, attributes and inputs; the two inputs of Add, Mul and their kind in
        either order.
     3. Integers of one graph that are certainly equal although they are computed differently, such as the batch size
@@ -133,13 +135,14 @@ def _merge_initializers(view: GraphView) -> tuple[list[Rewritten], list[Skipped]
     """Keep one of equal initializers; only those of equal type, shape and sample are read whole."""
     rewritten: list[Rewritten] = []
     skipped: list[Skipped] = []
-    alike: dict[Hashable, list[gs.Constant]] = {}
-    for constant in _initializers(view):
-        alike.setdefault(_sample(constant), []).append(constant)
+    alike: dict[Hashable, list[tuple[gs.Graph, gs.Constant]]] = {}
+    for root in (view.model.graph, *view.model.functions):
+        for graph, constant in _initializers(view, root):
+            alike.setdefault((id(root), _sample(constant)), []).append((graph, constant))
     for group in (group for group in alike.values() if len(group) > 1):
-        first: dict[bytes, gs.Constant] = {}
-        for constant in group:
-            kept = first.setdefault(_digest(constant), constant)
+        first: dict[bytes, tuple[gs.Graph, gs.Constant]] = {}
+        for graph, constant in group:
+            home, kept = first.setdefault(_digest(constant), (graph, constant))
             if kept is constant:
                 continue
             try:
@@ -151,12 +154,24 @@ def _merge_initializers(view: GraphView) -> tuple[list[Rewritten], list[Skipped]
                 continue
             view.edit.replace_uses(constant, kept)
             rewritten.append(Rewritten(constant.name, f"is {kept.name!r}"))
+            if home is not graph and _is_named_again(view, kept):
+                kept.name = view.edit.fresh_name(kept.name)
     return rewritten, skipped
 
 
-def _initializers(view: GraphView) -> Iterator[gs.Constant]:
-    """Yield the initializers of the main graph and its subgraphs that something reads and nobody can override."""
-    waiting = [view.model.graph]
+def _is_named_again(view: GraphView, constant: gs.Constant) -> bool:
+    """Whether another tensor has a constant's name: sibling bodies may name theirs alike, until one moves outwards."""
+    for graph in view.graphs():
+        outputs = (out for node in graph.nodes for out in node.outputs)
+        for tensor in itertools.chain(graph.inputs, graph.initializers, outputs):
+            if tensor.name == constant.name and tensor is not constant:
+                return True
+    return False
+
+
+def _initializers(view: GraphView, root: gs.Graph) -> Iterator[tuple[gs.Graph, gs.Constant]]:
+    """Yield the initializers of a graph and its subgraphs that something reads and nobody can override."""
+    waiting = [root]
     while waiting:
         graph = waiting.pop(0)
         waiting += [body for node in graph.nodes for body in bodies(node)]
@@ -166,7 +181,7 @@ def _initializers(view: GraphView) -> Iterator[gs.Constant]:
                 onnx.TensorProto.STRING,
             )
             if plain and view.readers(constant) and not view.is_input(constant):
-                yield constant
+                yield graph, constant
 
 
 def _sample(constant: gs.Constant) -> Hashable:

@@ -73,7 +73,7 @@ def cast(values: ArrayLike, dtype: Any, name: str) -> NDArray[Any]:
     wide = np.asarray(values)
     with np.errstate(over="ignore"):
         narrow = wide.astype(dtype)
-    if wide.dtype.kind == "f" and not np.isfinite(narrow.astype(np.float64)).all():
+    if wide.dtype.kind == "f" and (np.isfinite(wide) & ~np.isfinite(narrow.astype(np.float64))).any():
         raise Skip(f"{name!r} would overflow {np.dtype(dtype).name}")
     return narrow
 

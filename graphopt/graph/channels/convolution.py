@@ -74,6 +74,8 @@ class Convolution(Transfer):
         for axis in range(facts.rank(node.inputs[0]) or 0):
             if axis != 1:
                 labels.block(labels.axis(node, 0, axis), f"{node.op} {node.outputs[0].name!r} slides along axis {axis}")
+        for axis in range(2 if layout.group == 1 else 1, facts.rank(node.inputs[1]) or 0):
+            labels.block_input_axis(node, 1, axis)
         ins = labels.axis(node, 0, 1)
         if layout.group == 1:
             outs = labels.axis(node, 1, layout.out_axis, "feeds")
@@ -194,6 +196,8 @@ class Layout:
         else:
             layout = cls(node, group, ins, first, kernel_or_none) if second * group == ins else None
         if layout is None or not ins or not layout.outs or layout.outs % group or ins % group:
+            return None
+        if facts.dim(node.outputs[0], 1) != layout.outs:
             return None
         return layout
 

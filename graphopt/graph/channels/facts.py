@@ -165,10 +165,9 @@ class Facts:
 
     def _learn_uniform(self, tensor: gs.Tensor, array: NDArray[np.generic]) -> None:
         """Record the uniform channels of a tensor whose elements are all known."""
-        for axis, size in enumerate(array.shape):
+        for axis, size in enumerate(array.shape if array.size else ()):
             flat = np.moveaxis(array, axis, 0).reshape(size, -1).astype(np.float64)
-            if flat.size:
-                self.learn(tensor, axis, np.where(flat.min(axis=1) == flat.max(axis=1), flat[:, 0], np.nan))
+            self.learn(tensor, axis, np.where(flat.min(axis=1) == flat.max(axis=1), flat[:, 0], np.nan))
 
     def known_axes(self, tensor: gs.Tensor) -> dict[int, Vector]:
         """Return the axes of a variable along which some channel is uniform."""

@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts
 from graphopt.graph.channels.labels import Labels, describe
+from graphopt.graph.symbolic.attributes import has_reference
 
 
 class Transfer:
@@ -52,6 +53,8 @@ def register(*ops: str, domain: str = "") -> Callable[[Kind], Kind]:
 
 
 def transfer_of(node: gs.Node) -> Transfer:
-    """Return the transfer functions of a node's operator."""
+    """Return the transfer functions of a node's operator; nothing is known of one whose caller sets its attributes."""
+    if has_reference(node):
+        return UNKNOWN
     domain = "" if node.domain in (None, "", "ai.onnx") else str(node.domain)
     return TABLE.get((domain, str(node.op)), UNKNOWN)

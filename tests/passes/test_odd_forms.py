@@ -1,0 +1,184 @@
+"""Odd but legal graphs, most of them found by drawing thousands at random: a pass must not trip over their form."""
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+
+from graphopt import GraphView, create
+from graphopt.model import from_proto, to_proto
+from graphopt.registry import discover
+from graphopt.runtime.session import Session
+from graphopt.testing import assert_rewrites, draw, model, random_feeds, run_alone
+
+OPTIONS: dict[str, dict[str, Any]] = {"zero-channels": {"ratio": 0.5}, "zero-weights": {"ratio": 0.5}}
+PASSES = sorted(set(discover()) - {"reconstruct", "quantize-activations"})
+
+
+def with_dead_filters(weight: NDArray[Any], *dead: int) -> NDArray[Any]:
+    weight[list(dead)] = 0
+    return weight
+
+
+FORMS: dict[str, onnx.ModelProto] = {
+    "a convolution with strides that the caller of its function sets": model(
+        "g (float[1,4,6,6] x) => (float[1,3,N,M] y) { y = local.f<s = [2, 2]>(x, w, v) }"
+        '<domain: "local", opset_import: ["" : 17]> f <s> (a, p, q) => (c)'
+        " { b = Conv<strides : ints = @s>(a, p) r = Relu(b) c = Conv(r, q) }",
+        w=with_dead_filters(draw(6, 4, 1, 1), 1, 4),
+        v=draw(3, 6, 1, 1),
+    ),
+    "a normalization with an axis that the caller of its function sets": model(
+        "g (float[2,4] x) => (float[2,3] y) { y = local.f<k = -1>(x, w, s, v) }"
+        '<domain: "local", opset_import: ["" : 17]> f <k> (a, p, t, q) => (c)'
+        " { b = MatMul(a, p) n = LayerNormalization<axis : int = @k>(b, t) c = MatMul(n, q) }",
+        w=draw(4, 6),
+        s=draw(6),
+        v=draw(6, 3),
+    ),
+    "a Gather of shapes along an axis that the caller of its function sets": model(
+        "g (float[2,4] x) => (float[2,4] y) { y = local.f<k = 0, from = 0>(x, i) }"
+        '<domain: "local", opset_import: ["" : 17]> f <k, from> (a, j) => (c)'
+        " { s = Shape<start : int = @from>(a) t = Gather<axis : int = @k>(s, j) c = Reshape(a, t) }",
+        i=np.array([0, 1], np.int64),
+    ),
+    "a convolution of float16 in a function": model(
+        "g (float16[1,4,6,6] x) => (float16[1,3,6,6] y) { y = local.f(x, w, v) }"
+        '<domain: "local", opset_import: ["" : 17]> f (a, p, q) => (c) { b = Conv(a, p) r = Relu(b) c = Conv(r, q) }',
+        w=with_dead_filters(draw(6, 4, 1, 1, dtype=np.float16), 1, 4),
+        v=draw(3, 6, 1, 1, dtype=np.float16),
+    ),
+    "floats of size nought": model(
+        "g (float[2,3] x) => (float[2,3] y) { e = Transpose<perm = [1, 0]>(w) y = Concat<axis = 1>(x, e) }",
+        w=np.zeros((0, 2), np.float32),
+    ),
+    "a bias that holds Inf, behind dead filters": model(
+        "g (float[1,3,4,4] x) => (float[1,2,4,4] y) { a = Conv(x, w, b) r = Relu(a) y = Conv(r, v) }",
+        w=with_dead_filters(draw(6, 3, 1, 1), 1, 4),
+        b=np.array([1, 0, np.inf, 1, 0, 1], np.float32),
+        v=draw(2, 6, 1, 1),
+    ),
+    "a quantized weight in a convolution that nothing reads": model(
+        "g (float[1,3,4,4] x) => (float[1,3,4,4] y) {"
+        " q = QuantizeLinear<axis = 0>(w, s, z) d = DequantizeLinear<axis = 0>(q, s, z)"
+        " a = Conv<kernel_shape = [3, 2]>(x, d) y = Relu(x) }",
+        w=draw(6, 3, 3, 2),
+        s=np.full(6, 0.02, np.float32),
+        z=np.zeros(6, np.int8),
+    ),
+    "a quantized weight in a grouped convolution that nothing reads": model(
+        "g (float[1,4,4,4] x) => (float[1,4,4,4] y) {"
+        " d = DequantizeLinear<axis = 0>(w, s) a = Conv<kernel_shape = [3, 2], group = 2>(x, d) y = Relu(x) }",
+        w=np.ones((6, 2, 3, 2), np.int8),
+        s=np.full(6, 0.02, np.float32),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PASSES)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_model_still_runs(form: str, name: str) -> None:
+    """Each pass alone, unchecked: it does not crash, and what comes out is valid and gives outputs as before."""
+    proto = FORMS[form]
+    pass_ = create(name, **OPTIONS.get(name, {}))
+    after, _ = run_alone(pass_, proto)
+    onnx.checker.check_model(after, full_check=True)
+    feeds = random_feeds(proto, 0)
+    before, result = Session(proto).run(feeds), Session(after).run(feeds)
+    assert {key: value.shape for key, value in before.items()} == {key: value.shape for key, value in result.items()}
+    if not name.startswith(("quantize", "zero")):
+        near = 2e-3 if "float16" in form else 2e-6
+        for key, value in before.items():
+            np.testing.assert_allclose(result[key], value, rtol=near, atol=near)
+
+
+def test_channels_go_in_functions_of_float16() -> None:
+    """The types of what a function is called with are known inside, so that shapes are, and dead filters go."""
+    proto = model(
+        "g (float16[1,4,6,6] x) => (float16[1,3,6,6] y) { y = local.f(x) }"
+        '<domain: "local", opset_import: ["" : 17]> f (a) => (c) {'
+        " p = Identity(a) q = Identity(a) b = Conv(a, p) r = Relu(b) c = Conv(r, q) }"
+    )
+    weights = {"p": with_dead_filters(draw(6, 4, 1, 1), 1, 4), "q": draw(3, 6, 1, 1)}
+    for node, (name, values) in zip(proto.functions[0].node, weights.items(), strict=False):
+        node.CopyFrom(
+            helper.make_node("Constant", [], [name], value=numpy_helper.from_array(values.astype(np.float16)))
+        )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"f": 1}, rewritten=1)
+    shapes = [list(node.attribute[0].t.dims) for node in after.functions[0].node[:2]]
+    assert shapes == [[4, 4, 1, 1], [3, 4, 1, 1]]
+
+
+LOOP = (
+    't = Constant<value_int = 1>() l = Loop(t, "") <body = b (int64 i, bool k) =>'
+    " (bool o, float[2,3] r) { o = Identity(k) r = Exp(x) }> a = Constant<value_ints = [0]>() s = Squeeze(l, a)"
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param(f"g (float[2,3] x) => (float[2,3] y) {{ {LOOP} y = Neg(s) }}", id="the stack of one run"),
+        pytest.param(
+            "g (float[2,3] x) => (float[2,3] y) { c = Constant<value = bool {1}>() h = Constant<value_ints = [2, 3]>()"
+            " a = If (c) <then_branch = t () => (float[2,3] p) { p = Exp(x) }, else_branch = e () => (float[3,2] q)"
+            " { q = Transpose<perm = [1, 0]>(x) }> s = Reshape(a, h) y = Neg(s) }",
+            id="branches of different shape",
+        ),
+    ],
+)
+def test_inlining_tells_more_of_shapes(text: str) -> None:
+    """What an inlined body gives out has a known shape, so what restores it does nothing, in the same run."""
+    assert_rewrites(create("eliminate-noops"), model(text), ops={"Exp": 1, "Neg": 1})
+
+
+def branch(name: str, out: str, weight: NDArray[Any]) -> onnx.GraphProto:
+    """Two layers in a branch, whose weight has the same name in all branches."""
+    nodes = [helper.make_node("Mul", ["x", "w"], [out])]
+    return helper.make_graph(
+        nodes,
+        name,
+        [],
+        [helper.make_tensor_value_info(out, TensorProto.FLOAT, [2, 4])],
+        [numpy_helper.from_array(weight, "w")],
+    )
+
+
+def test_equal_weights_of_sibling_branches_get_a_name_of_their_own() -> None:
+    """Branches may name their initializers alike; one that moves out of its branch must not meet another there."""
+    first, second = draw(4), draw(4, seed=1)
+    nodes = [
+        helper.make_node("If", ["c"], ["a"], then_branch=branch("t", "p", first), else_branch=branch("e", "q", second)),
+        helper.make_node("If", ["d"], ["b"], then_branch=branch("u", "r", first), else_branch=branch("f", "s", second)),
+        helper.make_node("Add", ["a", "b"], ["y"]),
+    ]
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 4])]
+    inputs += [helper.make_tensor_value_info(name, TensorProto.BOOL, []) for name in "cd"]
+    outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, [2, 4])]
+    proto = helper.make_model(
+        helper.make_graph(nodes, "g", inputs, outputs), opset_imports=[helper.make_opsetid("", 17)], ir_version=8
+    )
+    after = assert_rewrites(create("merge-duplicates"), proto, ops={"If": 2, "Add": 1}, rewritten=2)
+    assert len({tensor.name for tensor in after.graph.initializer}) == 2
+
+
+def test_equal_constants_that_a_pass_made_in_a_function_are_one() -> None:
+    """A function stores constants as nodes; what is merged does not depend on whether it was written in between."""
+    subject = from_proto(
+        model(
+            "g (float[2,3] x) => (float[2,3] y) { y = local.f(x) }"
+            '<domain: "local", opset_import: ["" : 17]> f (x) => (y)'
+            f' {{ {LOOP} m = Loop(t, "") <body = d (int64 i2, bool k2) => (bool o2, float[2,3] r2)'
+            " { o2 = Identity(k2) r2 = Sin(x) }> n = Add(l, m) y = Squeeze(n, a) }"
+        )
+    )
+    create("eliminate-noops").apply(GraphView(subject))
+    merged = create("merge-duplicates").apply(GraphView(subject))
+    assert [(each.site, each.detail) for each in merged.rewritten] == [("m_axes", "is 'l_axes'")]
+    written = to_proto(subject)
+    again, result = run_alone(create("merge-duplicates"), written)
+    assert not result.rewritten
+    assert again.SerializeToString() == written.SerializeToString()
