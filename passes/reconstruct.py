@@ -15,13 +15,10 @@ from graphopt.graph.linear import OPERATORS, LinearLayer, channel_rows, read_lay
 from graphopt.graph.view import is_op
 from graphopt.numerics.reconstruction import Layer, Moments, corrected_bias, ridge
 from graphopt.result import Skipped
-from graphopt.runtime.taps import Taps
+from graphopt.runtime.side_by_side import HELD_OUT, SideBySide, held_out
 
 Array = NDArray[np.float64]
-Feeds = dict[str, Any]
 
-HELD_OUT = 5
-"""Every fifth sample is not fitted on, but judges the fit."""
 EXACT = 1e-9
 """A share of the output's power below which an error is rounding."""
 
@@ -33,6 +30,14 @@ class _Target:
     name: str
     kept: NDArray[np.int64] | None = None
     other: str | None = None
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """New parameters of a layer; None where they stay."""
+
+    weight: Array | None
+    bias: Array | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,11 +79,11 @@ class Reconstruct(Pass):
             return PassResult((), tuple(Skipped(view.site(node), reason) for node in nodes))
         trial = GraphView(view.model.copy(), view.vetoes, view.calibration, view.original)
         fit = _Fit(self, trial)
-        before = fit.distance()
+        before = fit.pair.distance()
         result = fit.run()
         if not result.rewritten:
             return result
-        if (after := fit.distance()) >= before:
+        if (after := fit.pair.distance()) >= before:
             reason = f"fitting the layers moved the outputs away from the original's ({before:.3g} became {after:.3g})"
             taken_back = tuple(Skipped(rewritten.site, reason) for rewritten in result.rewritten)
             return PassResult((), result.skipped + taken_back)
@@ -102,6 +107,7 @@ class _Fit:
     def __init__(self, options: Reconstruct, view: GraphView) -> None:
         self.options, self.view = options, view
         self.original = GraphView(view.original)
+        self.pair = SideBySide(view.model, view.original, view.calibration, options.samples)
         self.fitted: dict[str, _Parameters] = {}
         self._match = Correspondence(view, self.original)
         self._kept = KeptChannels(view, self.original, self._match)
@@ -122,26 +128,6 @@ class _Fit:
                 skipped.append(Skipped(site, str(reason)))
             self._pending.discard(id(node))
         return PassResult(tuple(rewritten), tuple(skipped))
-
-    def distance(self) -> float:
-        """Return how far the outputs are from the original's on the held-out samples, relative to their spread."""
-        shared = {str(tensor.name) for tensor in self.original.model.graph.outputs}
-        names = [str(tensor.name) for tensor in self.view.model.graph.outputs if str(tensor.name) in shared]
-        noise, count, total, square = (np.zeros(len(names)) for _ in range(4))
-        for student, teacher, held in self._batches(names, names):
-            for index, name in enumerate(names):
-                wanted, given = np.asarray(teacher[name]), np.asarray(student[name])
-                if wanted.dtype.kind != "f" or wanted.shape != given.shape or not wanted.size:
-                    continue
-                if wanted.ndim and len(wanted) == len(held):
-                    wanted, given = wanted[held], given[held]
-                wide = wanted.astype(np.float64)
-                noise[index] += np.square(given - wide).sum()
-                count[index] += wide.size
-                total[index] += wide.sum()
-                square[index] += np.square(wide).sum()
-        spread = square - np.divide(total**2, count, out=np.zeros_like(total), where=count > 0)
-        return float(np.divide(noise, spread, out=np.zeros_like(noise), where=spread > 0).sum())
 
     def _layer(self, node: gs.Node, site: str) -> str:
         """Fit one layer in place; return what was gained."""
@@ -164,7 +150,7 @@ class _Fit:
 
     # -- the two methods -----------------------------------------------------------------------------------------------
 
-    def _ridge(self, layer: LinearLayer, target: _Target) -> "tuple[_Parameters, float, float]":
+    def _ridge(self, layer: LinearLayer, target: _Target) -> tuple[_Parameters, float, float]:
         """Fit weights and bias; return them with the held-out error before and after."""
         weight = layer.weight
         assert weight is not None
@@ -195,7 +181,7 @@ class _Fit:
         final = solve(fitted + held)
         return _Parameters(final.weight, None if layer.bias is None else final.bias), before, after
 
-    def _bias(self, layer: LinearLayer, target: _Target) -> "tuple[_Parameters, float, float]":
+    def _bias(self, layer: LinearLayer, target: _Target) -> tuple[_Parameters, float, float]:
         """Correct the bias by what the outputs are off on average: each channel is a layer of one weight, 1."""
         assert layer.bias is not None
         channels = layer.bias.size
@@ -251,7 +237,7 @@ class _Fit:
 
     def _score(self, tensor: gs.Tensor, name: str) -> Iterator[tuple[float, _Target]]:
         """Yield a candidate and how far the tensor is from it on the first batch, if the shapes allow it."""
-        student, teacher, _ = next(self._batches([str(tensor.name)], [name]))
+        student, teacher, _ = next(self.pair.batches([str(tensor.name)], [name]))
         given, wanted = np.asarray(student[str(tensor.name)]), np.asarray(teacher[name])
         kept = None
         if given.shape != wanted.shape and given.ndim == wanted.ndim and (kept := self._kept.of(tensor)) is not None:
@@ -270,7 +256,7 @@ class _Fit:
     ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.bool_]]]:
         """Yield, batch by batch, the layer's input and output, the output wanted, and which samples are held out."""
         names = [str(layer.input.name), str(layer.output.name), *([target.other] if target.other else [])]
-        for student, teacher, held in self._batches(names, [target.name]):
+        for student, teacher, held in self.pair.batches(names, [target.name]):
             x, y = np.asarray(student[names[0]]), np.asarray(student[names[1]])
             wanted = np.asarray(teacher[target.name]).astype(np.float64)
             if target.kept is not None:
@@ -279,33 +265,7 @@ class _Fit:
                 wanted = wanted - student[target.other]
             if y.shape != wanted.shape or len(x) != len(y):
                 raise Skip(f"its output has shape {list(y.shape)}, the original's {list(wanted.shape)}")
-            yield x, y, wanted, held if len(held) == len(x) else _every_fifth(0, len(x))
-
-    def _batches(
-        self, names: list[str], teacher_names: list[str]
-    ) -> Iterator[tuple[dict[str, Any], dict[str, Any], NDArray[np.bool_]]]:
-        """Yield student's and original's tensors on each batch, and which of its samples are held out."""
-        student, teacher = Taps(self.view.model, names), Taps(self.view.original, teacher_names)
-        done = 0
-        for feeds in self.view.calibration.batches(self.options.samples):
-            given, wanted = student.run(feeds), teacher.run(feeds)
-            count = len(next((v for v in given.values() if np.ndim(v)), [0]))
-            yield given, wanted, _every_fifth(done, count)
-            done += count
-
-
-@dataclass(frozen=True)
-class _Parameters:
-    """New parameters of a layer; None where they stay."""
-
-    weight: Array | None
-    bias: Array | None
-
-
-def _every_fifth(start: int, count: int) -> NDArray[np.bool_]:
-    """Mark the held-out ones among samples ``start`` to ``start + count``."""
-    marks: NDArray[np.bool_] = np.arange(start, start + count) % HELD_OUT == HELD_OUT - 1
-    return marks
+            yield x, y, wanted, held if len(held) == len(x) else held_out(0, len(x))
 
 
 def _require_rows(fitted: Moments, held: Moments) -> None:
