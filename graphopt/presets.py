@@ -22,6 +22,7 @@ PRESETS = {
     "default": Preset(("fold-batchnorm", "prune-channels", "quantize-weights"), fixed_point=False),
     "clean": Preset(
         (
+            "inline-functions",
             "fold-constants",
             "eliminate-noops",
             "fold-batchnorm",

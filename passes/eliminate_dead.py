@@ -6,6 +6,7 @@ import onnx_graphsurgeon as gs
 
 from graphopt import BitExact, GraphView, Pass, PassResult, Rewritten, Skip, Skipped
 from graphopt.graph.view import is_op
+from graphopt.model.functions import Identity, called, functions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class EliminateDead(Pass):
         """Drop nodes from the ends upwards, then the initializers and functions that nothing uses any more."""
         rewritten: list[Rewritten] = []
         skipped: list[Skipped] = []
-        functions = {_key(function.rest) for function in view.model.functions}
+        known = functions(view.model)
         waiting = [node for graph in view.graphs() for node in graph.nodes]
         asked: set[int] = set()
         while waiting:
@@ -34,7 +35,7 @@ class EliminateDead(Pass):
                 continue
             asked.add(id(node))
             try:
-                if not is_op(node, node.op) and (node.domain or "", node.op, _overload(node)) not in functions:
+                if not is_op(node, node.op) and called(node) not in known:
                     raise Skip(f"{node.domain}.{node.op} may do more than compute")
                 view.require_permitted(view.site(node))
             except Skip as reason:
@@ -81,27 +82,17 @@ def _drop_initializers(view: GraphView) -> list[Rewritten]:
 
 def _drop_functions(view: GraphView) -> list[Rewritten]:
     """Drop local functions that are never called, directly or by another that is."""
-    bodies = {_key(function.rest): function for function in view.model.functions}
-    called: set[tuple[str, str, str]] = set()
+    bodies = functions(view.model)
+    needed: set[Identity] = set()
     waiting = [view.model.graph]
     while waiting:
         graph = waiting.pop()
         for node in (node for node in graph.nodes if not view.edit.is_removed(node)):
             waiting += [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
-            key = (node.domain or "", node.op, _overload(node))
-            if key in bodies and key not in called:
-                called.add(key)
+            key = called(node)
+            if key in bodies and key not in needed:
+                needed.add(key)
                 waiting.append(bodies[key])
-    dropped = [key for key in bodies if key not in called and key[1] not in view.vetoes]
+    dropped = [key for key in bodies if key not in needed and key[1] not in view.vetoes]
     view.model.functions[:] = [bodies[key] for key in bodies if key not in dropped]
     return [Rewritten(name, "nothing calls this function") for _, name, _ in dropped]
-
-
-def _key(function: object) -> tuple[str, str, str]:
-    """Return what calls name a function by."""
-    return getattr(function, "domain", ""), getattr(function, "name", ""), getattr(function, "overload", "")
-
-
-def _overload(node: gs.Node) -> str:
-    source = getattr(node, "source", None)
-    return "" if source is None else str(source.overload)

@@ -2,10 +2,10 @@
 
 from collections import Counter
 
-import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.model import Model
+from graphopt.model.functions import called, functions
 
 _HANDED_ON = 2
 """Inputs of a Loop before its state: the number of iterations and the condition."""
@@ -24,13 +24,13 @@ class Borders:
         self._inside: dict[tuple[int, int], gs.Tensor] = {}
         self._given_back: Counter[int] = Counter()
         self._given: Counter[int] = Counter()
-        bodies = {_key(function.rest): function for function in model.functions}
+        bodies = functions(model)
         for graph in model.graphs():
             self._given.update(id(tensor) for tensor in graph.outputs)
             for node in graph.nodes:
                 if node.op == "Loop" and node.domain in (None, "", "ai.onnx"):
                     self._add_loop(node)
-                elif bodies and (body := bodies.get(_call(node))) is not None:
+                elif bodies and (body := bodies.get(called(node))) is not None:
                     for index, tensor in enumerate(body.inputs[: len(node.inputs)]):
                         self._add(node, index, tensor)
 
@@ -69,12 +69,3 @@ def _before_identities(tensor: gs.Tensor) -> gs.Tensor:
     while tensor.inputs and tensor.inputs[0].op == "Identity" and tensor.inputs[0].domain in (None, "", "ai.onnx"):
         tensor = tensor.inputs[0].inputs[0]
     return tensor
-
-
-def _key(function: onnx.FunctionProto) -> tuple[str, str, str]:
-    return function.domain, function.name, function.overload
-
-
-def _call(node: gs.Node) -> tuple[str, str, str]:
-    source = getattr(node, "source", None)
-    return node.domain or "", str(node.op), source.overload if source is not None else ""

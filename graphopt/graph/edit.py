@@ -218,6 +218,20 @@ class Edit:
         self.remove([node])
         return moved
 
+    def replace_node(self, node: gs.Node, nodes: Sequence[gs.Node]) -> None:
+        """Remove ``node`` and put new nodes, which have its outputs already, into the graph that it lives in."""
+        graph = self.graph_of(node)
+        graph.nodes.extend(nodes)
+        self._home |= {id(new): graph for new in nodes}
+        waiting = [body for new in nodes for body in bodies(new)]
+        while waiting:
+            body = waiting.pop()
+            self._home |= {id(inner): body for inner in body.nodes}
+            self._outputs |= {id(tensor): tensor for tensor in body.outputs}
+            self._inputs |= {id(tensor): tensor for tensor in body.inputs}
+            waiting += [each for inner in body.nodes for each in bodies(inner)]
+        self.remove([node])
+
     def drop_result(self, node: gs.Node, index: int, index_in_bodies: int) -> None:
         """Let a node with subgraphs no longer give out the result in a slot, nor its subgraphs what stands for it."""
         out = node.outputs[index]
