@@ -1,4 +1,4 @@
-"""The kit that pass authors test with: models from one line of text, and two strict assertions."""
+"""The kit that pass authors test with: models from one line of text, and three strict assertions."""
 
 import re
 from collections import Counter
@@ -45,7 +45,7 @@ def draw(*shape: int, seed: int = 0, dtype: Any = np.float32) -> NDArray[Any]:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
 
 
-def draw_batchnorm(channels: int, seed: int = 0, dtype: Any = np.float32, prefix: str = "") -> dict[str, NDArray[Any]]:
+def draw_batchnorm(channels: int, seed: int = 0, dtype: Any = np.float32, suffix: str = "") -> dict[str, NDArray[Any]]:
     """Draw the parameters g, b, m, v of a BatchNormalization that break careless arithmetic.
 
     Gammas have both signs, one is zero and one is large; one variance is tiny and one is large; means are not zero.
@@ -56,13 +56,18 @@ def draw_batchnorm(channels: int, seed: int = 0, dtype: Any = np.float32, prefix
     if channels > 2:
         gamma[1], var[2] = 40, 300
     values = {"g": gamma, "b": rng.standard_normal(channels), "m": rng.standard_normal(channels), "v": var}
-    return {prefix + key: value.astype(dtype) for key, value in values.items()}
+    return {key + suffix: value.astype(dtype) for key, value in values.items()}
 
 
 def read_by(text: str, weights: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     """Return those weights that the nodes of a text name."""
     words = set(re.split(r"[\s(),]+", text.partition("=>")[2]))
     return {name: values for name, values in weights.items() if name in words}
+
+
+def initializers(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
+    """Return what the main graph stores, by name."""
+    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
 def random_feeds(proto: onnx.ModelProto, seed: int, dynamic: int = 2) -> dict[str, NDArray[Any]]:
@@ -131,10 +136,15 @@ def assert_rewrites(
     return after
 
 
-def assert_skips(pass_: Pass, proto: onnx.ModelProto, reason: str) -> None:
-    """Assert that the pass rewrites nothing, gives a reason that matches the pattern, and leaves every bit alone."""
+def assert_untouched(pass_: Pass, proto: onnx.ModelProto) -> PassResult:
+    """Assert that the pass rewrites nothing and leaves every bit alone; return what it told."""
     after, result = run_alone(pass_, proto)
     assert not result.rewritten, f"rewritten {result.rewritten}"
-    reasons = [skipped.reason for skipped in result.skipped]
+    assert after.SerializeToString() == proto.SerializeToString(), "the model has changed"
+    return result
+
+
+def assert_skips(pass_: Pass, proto: onnx.ModelProto, reason: str) -> None:
+    """Assert that the pass rewrites nothing, gives a reason that matches the pattern, and leaves every bit alone."""
+    reasons = [skipped.reason for skipped in assert_untouched(pass_, proto).skipped]
     assert any(re.search(reason, text) for text in reasons), f"no reason matches {reason!r}: {reasons}"
-    assert after.SerializeToString() == proto.SerializeToString(), "the skipped model has changed"

@@ -15,7 +15,7 @@ from graphopt.cli import graphopt
 from graphopt.errors import OptionError
 from graphopt.model import from_proto, to_proto
 from graphopt.runtime.session import Session
-from graphopt.testing import model, random_feeds
+from graphopt.testing import initializers, model, random_feeds
 from graphopt.transfer import read_mapping, transfer
 
 Arrays = dict[str, NDArray[Any]]
@@ -52,10 +52,6 @@ def net(seed: int, width: int = 6, prefix: str = "", classes: int = 3) -> onnx.M
     return model(
         f"g (float[N,2,8,8] x) => (float[N,{classes}] y) {{ {text} }}", **{names[k]: v for k, v in weights.items()}
     )
-
-
-def values(proto: onnx.ModelProto) -> Arrays:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
 def same_answers(left: onnx.ModelProto, right: onnx.ModelProto) -> bool:
@@ -115,8 +111,8 @@ def test_unusable_mappings(mapping: dict[str, str] | None, reason: str) -> None:
 def test_a_narrower_target_gets_the_first_channels() -> None:
     result, told = moved(net(0), net(1, width=4))
     assert {each.site: each.detail for each in told.copied}["c.w"] == "from 'c.w', [4, 2, 3, 3] of [6, 2, 3, 3]"
-    np.testing.assert_array_equal(values(result)["c.w"], values(net(0))["c.w"][:4])
-    np.testing.assert_array_equal(values(result)["f.w"], values(net(0))["f.w"][:, :4])
+    np.testing.assert_array_equal(initializers(result)["c.w"], initializers(net(0))["c.w"][:4])
+    np.testing.assert_array_equal(initializers(result)["f.w"], initializers(net(0))["f.w"][:, :4])
 
 
 def test_no_slices_if_not_wanted() -> None:
@@ -128,14 +124,14 @@ def test_a_wider_target_keeps_its_own() -> None:
     result, told = moved(net(0), net(1, width=8))
     assert [each.site for each in told.copied] == ["f.b"]
     assert {each.site: each.reason for each in told.skipped}["c.b"] == "'c.b' has shape [6], not [8]"
-    np.testing.assert_array_equal(values(result)["c.w"], values(net(1, width=8))["c.w"])
+    np.testing.assert_array_equal(initializers(result)["c.w"], initializers(net(1, width=8))["c.w"])
 
 
 def test_a_backbone_alone() -> None:
     result, told = moved(net(0), net(1, classes=5), only=("c.*", "n.*", "d.*"))
     assert sorted(each.site for each in told.copied) == ["c.b", "c.w", "d.w", "n.b", "n.m", "n.s", "n.v"]
     assert {each.reason for each in told.skipped} == {"is not among those asked for"}
-    np.testing.assert_array_equal(values(result)["f.w"], values(net(1, classes=5))["f.w"])
+    np.testing.assert_array_equal(initializers(result)["f.w"], initializers(net(1, classes=5))["f.w"])
 
 
 def test_kernels_of_another_size_are_no_match() -> None:
@@ -161,14 +157,14 @@ def test_structure_skips_what_only_one_has() -> None:
         q=np.zeros((4, 4), np.float32),
     )
     result, _ = moved(source, target, method="structure")
-    assert {name: array[0, 0] for name, array in values(result).items()} == {"p": 2, "q": 3}
+    assert {name: array[0, 0] for name, array in initializers(result).items()} == {"p": 2, "q": 3}
 
 
 def test_half_precision_gets_a_cast() -> None:
     target = model("g (float16[1,2] x) => (float16[1,2] y) { y = MatMul(x, w) }", w=np.zeros((2, 2), np.float16))
     source = model("g (float[1,2] x) => (float[1,2] y) { y = MatMul(x, w) }", w=np.full((2, 2), 0.1, np.float32))
     result, _ = moved(source, target)
-    assert values(result)["w"].dtype == np.float16
+    assert initializers(result)["w"].dtype == np.float16
     over = model("g (float[1,2] x) => (float[1,2] y) { y = MatMul(x, w) }", w=np.full((2, 2), 1e6, np.float32))
     assert "overflow" in moved(over, target)[1].skipped[0].reason
 
@@ -210,7 +206,7 @@ def test_command(tmp_path: Path) -> None:
     assert "2 parameters copied, 7 not; 7 of the source were not used" in done.output
     assert "unused   n.s of the source" in done.output
     assert len(json.loads(report.read_text())["copied"]) == 2
-    np.testing.assert_array_equal(values(onnx.load(paths[2]))["o.c.w"], values(net(0))["c.w"])
+    np.testing.assert_array_equal(initializers(onnx.load(paths[2]))["o.c.w"], initializers(net(0))["c.w"])
 
 
 def test_command_with_two_ways_at_once(tmp_path: Path) -> None:
@@ -298,7 +294,7 @@ def test_square_weights_are_turned_too() -> None:
     target = model("g (float[N,4] x) => (float[N,4] y) { y = MatMul(x, w) }", w=drawn(4, 4, seed=1))
     result, told = moved(source, target)
     assert told.copied[0].detail == "from 'w', transposed"
-    np.testing.assert_array_equal(values(result)["w"], drawn(4, 4).T)
+    np.testing.assert_array_equal(initializers(result)["w"], drawn(4, 4).T)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -368,7 +364,7 @@ def test_the_order_of_nodes_and_of_summands_does_not_matter() -> None:
     second = "s = Conv(x, w) p = Conv(x, u) r = Relu(p) q = Conv(r, v) y = Add(s, q)"
     target = model(text.format(second), u=a * 0, v=b * 0, w=c * 0)
     result, _ = moved(model(text.format(first), a=a, b=b, c=c), target, method="structure")
-    found = values(result)
+    found = initializers(result)
     for name, wanted in (("u", a), ("v", b), ("w", c)):
         np.testing.assert_array_equal(found[name], wanted)
 
@@ -398,7 +394,7 @@ def test_a_tensor_that_exporters_share_is_parted_where_the_source_has_two() -> N
     feeds = random_feeds(result, 0)
     np.testing.assert_array_equal(Session(result).run(feeds)["y"], Session(source).run(feeds)["y"])
     part, told = moved(source, target, method="structure", only=("u", "b"))
-    np.testing.assert_array_equal(values(part)["v"], values(target)["v"])
+    np.testing.assert_array_equal(initializers(part)["v"], initializers(target)["v"])
 
 
 def test_a_backbone_does_not_change_what_the_head_shares_with_it() -> None:
@@ -417,7 +413,7 @@ def test_a_backbone_does_not_change_what_the_head_shares_with_it() -> None:
         ("b", "the source has nothing that matches by structure (in 's')"),
     }
     add = next(node for node in result.graph.node if node.op_type == "Add")
-    np.testing.assert_array_equal(values(result)[add.input[1]], np.zeros(4))
+    np.testing.assert_array_equal(initializers(result)[add.input[1]], np.zeros(4))
 
 
 @pytest.mark.parametrize("op", ["LSTM", "GRU", "RNN"])
@@ -434,7 +430,7 @@ def test_gates_are_sliced_one_by_one(op: str) -> None:
 
     result, told = moved(cell(4, 0), cell(2, 1))
     assert len(told.copied) == 3
-    whole, part = values(cell(4, 0)), values(result)
+    whole, part = initializers(cell(4, 0)), initializers(result)
     for gate in range(gates):
         rows, own = slice(gate * 4, gate * 4 + 2), slice(gate * 2, gate * 2 + 2)
         np.testing.assert_array_equal(part["w"][:, own], whole["w"][:, rows])
@@ -463,7 +459,7 @@ def test_defaults_of_inputs_are_parameters(ir_version: int) -> None:
         protos.append(proto)
     result, told = moved(protos[0], protos[1])
     assert not told.skipped
-    np.testing.assert_array_equal(values(result)["w"], drawn(2, 2))
+    np.testing.assert_array_equal(initializers(result)["w"], drawn(2, 2))
     assert [info.name for info in result.graph.input] == ["x", "w"]
 
 
@@ -508,7 +504,7 @@ def test_inside_a_branch() -> None:
     for method in ("name", "structure"):
         result, told = moved(source, target, method=method)
         assert sorted(each.site for each in told.copied) == ["b", "w"]
-        np.testing.assert_array_equal(values(result)["w"], drawn(2, 2))
+        np.testing.assert_array_equal(initializers(result)["w"], drawn(2, 2))
 
 
 def test_values_that_are_not_finite_stay_behind() -> None:

@@ -13,7 +13,7 @@ from graphopt.errors import DataError, ModelError
 from graphopt.model import from_proto, to_proto
 from graphopt.runtime.feeds import from_arrays, generate
 from graphopt.runtime.session import Session
-from graphopt.testing import model
+from graphopt.testing import initializers, model
 
 Task = Any
 """The fixture of conftest.py: teacher, student, data, images."""
@@ -117,7 +117,7 @@ def test_a_criterion_of_zero_channels(task: Task) -> None:
         subject = from_proto(model(text, w=w, u=u))
         view = GraphView(subject, None, task.data, subject)
         assert create("zero-channels", criterion=criterion, ratio=0.17).apply(view).rewritten
-        stored = {t.name: onnx.numpy_helper.to_array(t) for t in to_proto(subject).graph.initializer}
+        stored = initializers(to_proto(subject))
         gone[criterion] = [c for c in range(6) if not stored["w"][c].any()]
     assert gone["gradient"] == gone["taylor"] == [4]
     assert gone["l1"] != [4]

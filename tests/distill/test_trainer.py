@@ -17,7 +17,7 @@ from graphopt.errors import DataError, ModelError, OptionError
 from graphopt.model import from_proto, to_proto
 from graphopt.runtime.feeds import from_arrays, generate
 from graphopt.runtime.session import Session
-from graphopt.testing import model
+from graphopt.testing import initializers, model
 
 pytest.importorskip("onnx_ad")
 
@@ -28,11 +28,7 @@ QUICK: dict[str, Any] = {"epochs": 4, "batch": 16, "rate": 5e-3, "held_out": 0.2
 
 
 def arrays(outcome: Outcome) -> dict[str, NDArray[Any]]:
-    return stored(to_proto(outcome.student))
-
-
-def stored(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    return initializers(to_proto(outcome.student))
 
 
 def run(task: Task, student: onnx.ModelProto | None = None, **settings: Any) -> Outcome:
@@ -121,11 +117,11 @@ def zeroed(task: Task) -> onnx.ModelProto:
 def test_zeros_stay_zero(task: Task) -> None:
     student = zeroed(task)
     after = arrays(run(task, student, weight_decay=0.1, l2=0.01))
-    for name, value in stored(student).items():
+    for name, value in initializers(student).items():
         if name != "b4":
             np.testing.assert_array_equal(after[name][value == 0], 0.0)
     assert after["b4"][0] != 0, "a bias of a living channel is free to move"
-    assert after["w4"][0, 0] != stored(student)["w4"][0, 0]
+    assert after["w4"][0, 0] != initializers(student)["w4"][0, 0]
 
 
 def test_zeros_move_if_wanted(task: Task) -> None:
@@ -148,7 +144,7 @@ def test_l1_brings_single_weights_to_zero(task: Task) -> None:
 
 def quantized(task: Task) -> onnx.ModelProto:
     """The first weight in int8 per channel, the last in int4 by blocks."""
-    given = stored(task.student)
+    given = initializers(task.student)
     scale1 = (np.abs(given["w1"]).max(axis=(1, 2, 3)) / 7).astype(np.float32)
     levels = np.clip(np.round(given["w1"] / scale1[:, None, None, None]), -8, 7).astype(np.int8)
     scale4 = (np.abs(given["w4"].reshape(4, 2, 3)).max(axis=2) / 7).astype(np.float32)
@@ -174,7 +170,7 @@ def quantized(task: Task) -> onnx.ModelProto:
 def test_quantized_weights_stay_on_their_grid(task: Task) -> None:
     student = quantized(task)
     outcome = run(task, student, epochs=12, rate=2e-2)
-    before, after = stored(student), arrays(outcome)
+    before, after = initializers(student), arrays(outcome)
     assert {name: value.dtype for name, value in after.items()} == {name: v.dtype for name, v in before.items()}
     assert not np.array_equal(after["q1"], before["q1"])
     assert not np.array_equal(after["q4"].astype(np.int8), before["q4"].astype(np.int8))
@@ -223,7 +219,7 @@ def test_the_average_lags_behind_and_is_what_is_kept(task: Task) -> None:
     steep = {"epochs": 5, "rate": 2e-2, "schedule": "constant", "held_out": 0.0}
     plain, averaged = run(task, **steep), run(task, **steep, average=0.95)
     assert plain.history == averaged.history, "the training itself is the same"
-    start, last, mean = stored(task.student)["w3"], arrays(plain)["w3"], arrays(averaged)["w3"]
+    start, last, mean = initializers(task.student)["w3"], arrays(plain)["w3"], arrays(averaged)["w3"]
     assert 0 < np.abs(mean - start).mean() < np.abs(last - start).mean()
 
 

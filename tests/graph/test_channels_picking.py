@@ -15,7 +15,7 @@ from graphopt.graph.kept import KeptChannels
 from graphopt.model import from_proto
 from graphopt.registry import create
 from graphopt.runtime.session import Session
-from graphopt.testing import assert_rewrites, assert_skips, model, random_feeds, run_alone
+from graphopt.testing import assert_rewrites, assert_skips, initializers, model, random_feeds, run_alone
 
 PRUNE = "prune-channels"
 RNG = np.random.default_rng(4)
@@ -29,10 +29,6 @@ def weight(*shape: int, dead: tuple[int, ...] = (), axis: int = 0) -> NDArray[np
 
 def shapes(proto: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     return {tensor.name: tuple(tensor.dims) for tensor in proto.graph.initializer}
-
-
-def values(proto: onnx.ModelProto) -> dict[str, NDArray[np.generic]]:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
 TOKENS = "g (float[N,7,8] x) => (float[N,7,64] y)"
@@ -59,14 +55,14 @@ def test_what_is_scaled_to_nought_is_not_handed_on(how: str) -> None:
     after = assert_rewrites(create(PRUNE), proto, ops=ops | {"Gather": 1, "Transpose": 2}, rewritten=1)
     assert shapes(after)["w"] == (6, 64)
     assert shapes(after)["g"] == ((8,) if how == FUSED else (6,))
-    indices = next(array for name, array in values(after).items() if name.endswith("_indices"))
+    indices = next(array for name, array in initializers(after).items() if name.endswith("_indices"))
     assert indices.tolist() == [0, 2, 3, 5, 6, 7]
 
 
 def test_what_lies_together_is_sliced() -> None:
     proto = normalized(FUSED, g=weight(8, dead=(0, 6, 7)), b=weight(8, dead=(0, 6, 7)))
     after = assert_rewrites(create(PRUNE), proto, ops={"LayerNormalization": 1, "Slice": 1, "MatMul": 1})
-    bounds = {name.rsplit("_", 1)[1]: array.tolist() for name, array in values(after).items() if "picked" in name}
+    bounds = {name.rsplit("_", 1)[1]: array.tolist() for name, array in initializers(after).items() if "picked" in name}
     assert bounds == {"start": [1], "end": [6], "axis": [2]}
 
 
@@ -138,7 +134,7 @@ def test_less_is_picked_where_something_is_picked_already() -> None:
     rest = "p = Gather<axis=2>(n, i) y = MatMul(p, w)"
     proto = normalized(FUSED, rest, i=np.array([0, 1, 3, 4, 6]), w=weight(5, 64))
     after = assert_rewrites(create(PRUNE), proto, ops={"LayerNormalization": 1, "Gather": 1, "MatMul": 1})
-    assert values(after)["p_sizes"].tolist() == [0, 3, 6]
+    assert initializers(after)["p_sizes"].tolist() == [0, 3, 6]
     assert shapes(after)["w"] == (3, 64)
 
 
@@ -223,7 +219,7 @@ def test_zeroing_takes_scale_and_bias_and_leaves_what_reads_them(how: str, crite
     if criterion == "bn-gamma" and how != FUSED:
         assert not result.rewritten
         return
-    before, after = values(proto), values(zeroed)
+    before, after = initializers(proto), initializers(zeroed)
     gone = np.flatnonzero(after["g"] == 0)
     assert len(gone) == 4
     np.testing.assert_array_equal(after["w"], before["w"])

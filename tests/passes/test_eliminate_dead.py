@@ -6,7 +6,7 @@ from graphopt.passes.eliminate_dead import EliminateDead
 
 from graphopt import GraphView
 from graphopt.model import from_proto
-from graphopt.testing import assert_rewrites, assert_skips, model, run_alone
+from graphopt.testing import assert_rewrites, assert_skips, assert_untouched, model
 
 ONES = np.ones(2, np.float32)
 
@@ -28,16 +28,12 @@ def test_initializers_that_were_never_read_go() -> None:
 
 def test_what_a_caller_can_feed_stays() -> None:
     proto = model("g (float[2] x, float[2] z, float[2] v = {1.0, 2.0}) => (float[2] y) { y = Exp(x) }")
-    after, result = run_alone(EliminateDead(), proto)
-    assert not result.rewritten
-    assert after.SerializeToString() == proto.SerializeToString()
+    assert_untouched(EliminateDead(), proto)
 
 
 def test_an_initializer_that_is_an_output_stays() -> None:
     proto = model("g (float[2] x) => (float[2] y, float[2] w) { y = Exp(x) }", w=ONES)
-    after, result = run_alone(EliminateDead(), proto)
-    assert not result.rewritten
-    assert after.SerializeToString() == proto.SerializeToString()
+    assert_untouched(EliminateDead(), proto)
 
 
 def test_a_dead_node_frees_what_its_subgraphs_capture() -> None:
@@ -67,9 +63,7 @@ def test_what_only_a_subgraph_reads_stays() -> None:
         " then_branch = t () => (float[2] p) { p = Add(a, w) }, else_branch = e () => (float[2] q) { q = Neg(x) }> }",
         w=ONES,
     )
-    after, result = run_alone(EliminateDead(), proto)
-    assert not result.rewritten
-    assert after.SerializeToString() == proto.SerializeToString()
+    assert_untouched(EliminateDead(), proto)
 
 
 def test_functions_that_are_never_called_go() -> None:

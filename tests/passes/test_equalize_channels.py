@@ -9,7 +9,7 @@ from graphopt.passes.equalize_channels import EqualizeChannels
 from numpy.typing import NDArray
 
 from graphopt.runtime.session import Session
-from graphopt.testing import assert_rewrites, assert_skips, model, random_feeds
+from graphopt.testing import assert_rewrites, assert_skips, initializers, model, random_feeds
 
 
 def draw(*shape: int, seed: int = 0, uneven: bool = False) -> NDArray[np.float32]:
@@ -40,10 +40,6 @@ def depthwise(text: str = DEPTHWISE, **changes: Any) -> onnx.ModelProto:
     return model(text, **used)
 
 
-def constants(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-
-
 def test_ranges_meet_and_outputs_keep_every_bit() -> None:
     before = depthwise()
     after = assert_rewrites(
@@ -51,14 +47,14 @@ def test_ranges_meet_and_outputs_keep_every_bit() -> None:
     )
     feeds = random_feeds(before, 1)
     assert Session(after).run(feeds)["y"].tobytes() == Session(before).run(feeds)["y"].tobytes()
-    stored = constants(after)
+    stored = initializers(after)
     first = np.abs(stored["w1"]).reshape(8, -1).max(axis=1)
     second = np.abs(stored["w2"]).reshape(8, -1).max(axis=1)
     third = np.abs(stored["w3"]).max(axis=(0, 2, 3))
     assert (np.abs(np.log2(first / second)) <= 1.0).all()
     assert (np.abs(np.log2(second / third)) <= 1.0).all()
     np.testing.assert_array_equal(
-        stored["b1"] / constants(before)["b1"], (stored["w1"] / constants(before)["w1"])[:, 0, 0, 0]
+        stored["b1"] / initializers(before)["b1"], (stored["w1"] / initializers(before)["w1"])[:, 0, 0, 0]
     )
 
 
@@ -76,8 +72,8 @@ def test_a_dead_channel_stays() -> None:
     after = assert_rewrites(
         EqualizeChannels(), depthwise(w1=dead), ops={"Conv": 3, "Relu": 1, "LeakyRelu": 1, "AveragePool": 1}
     )
-    assert np.isfinite(constants(after)["w2"]).all()
-    np.testing.assert_array_equal(constants(after)["b1"][2], draw(8, seed=1)[2])
+    assert np.isfinite(initializers(after)["w2"]).all()
+    np.testing.assert_array_equal(initializers(after)["b1"][2], draw(8, seed=1)[2])
 
 
 PAIR = "g (float[2,3,9,9] x) => (float[2,8,5,5] y) {{ a = Conv(x, w1) {between} y = Conv({read}, w4) }}"

@@ -165,7 +165,7 @@ def test_weights_that_calls_hand_over_are_reached() -> None:
         "Layer (a, w, g, b, m, v) => (o) { c = Conv<pads = [1,1,1,1]>(a, w) d = BatchNormalization(c, g, b, m, v) "
         "o = Relu(d) }"
     )
-    weights = {f"{name}{i}": values for i in (1, 2) for name, values in draw_batchnorm(4, seed=i).items()}
+    weights = draw_batchnorm(4, seed=1, suffix="1") | draw_batchnorm(4, seed=2, suffix="2")
     proto = model(
         main(
             "h = local.Layer(x, w1, g1, b1, m1, v1) y = local.Layer(h, w2, g2, b2, m2, v2)",

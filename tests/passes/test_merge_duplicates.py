@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from graphopt import GraphView
 from graphopt.model import from_proto, load, save
-from graphopt.testing import assert_rewrites, assert_skips, model, run_alone
+from graphopt.testing import assert_rewrites, assert_skips, assert_untouched, initializers, model, run_alone
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -137,9 +137,7 @@ UNTOUCHED: dict[str, tuple[str, Arrays]] = {
 def test_untouched(name: str) -> None:
     text, weights = UNTOUCHED[name]
     proto = model(text, **weights)
-    after, result = run_alone(MergeDuplicates(), proto)
-    assert not result.rewritten
-    assert after.SerializeToString() == proto.SerializeToString()
+    assert_untouched(MergeDuplicates(), proto)
 
 
 def test_two_graph_outputs_stay() -> None:
@@ -187,9 +185,7 @@ def test_big_weights_of_a_file(tmp_path: Any) -> None:
     result = MergeDuplicates().apply(GraphView(subject))
     assert [rewritten.site for rewritten in result.rewritten] == ["b", "e"]
     save(subject, tmp_path / "n.onnx")
-    stored = {
-        tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(tmp_path / "n.onnx").graph.initializer
-    }
+    stored = initializers(onnx.load(tmp_path / "n.onnx"))
     assert sorted(stored) == ["a", "c", "d"]
     assert all(np.array_equal(stored[name], weights[name]) for name in stored)
 

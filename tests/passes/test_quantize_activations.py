@@ -19,7 +19,7 @@ from graphopt.model import from_proto, to_proto
 from graphopt.result import PassResult
 from graphopt.runtime.feeds import from_arrays
 from graphopt.runtime.session import Session
-from graphopt.testing import assert_skips, count_ops
+from graphopt.testing import assert_skips, count_ops, initializers
 from graphopt.testing import model as parse
 
 
@@ -64,10 +64,6 @@ def residual_net() -> onnx.ModelProto:
     )
 
 
-def constants(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-
-
 def test_layers_without_an_integer_kernel_are_told_of() -> None:
     proto = model(
         """g (float[3,2,8] x) => (float[3,1,2,16] y) { y = RNN<hidden_size = 16>(x, w, r) }""",
@@ -85,17 +81,19 @@ def test_placement_and_values() -> None:
     quantized = {node.input[0] for node in after.graph.node if node.op_type == "QuantizeLinear"}
     assert quantized == {"x", "r", "p", "c", "t", "m", "f"}
     seen = Session(before, extra_outputs=["r", "p", "t"]).run({"x": x})
-    stored = constants(after)
+    stored = initializers(after)
     np.testing.assert_allclose(stored["x_s"], (x.max() - x.min()) / 255, rtol=1e-6)
     np.testing.assert_allclose(stored["t_s"], seen["t"].max() / 255, rtol=1e-6)
     assert stored["t_z"] == 0
-    weight = constants(before)["w1"].astype(np.float64)
+    weight = initializers(before)["w1"].astype(np.float64)
     scales = np.float32(np.abs(weight).reshape(16, -1).max(axis=1) / 127)
     np.testing.assert_array_equal(stored["w1_s"], scales)
     np.testing.assert_array_equal(stored["w1_q"], np.rint(weight / scales[:, None, None, None].astype(np.float64)))
     product = scales.astype(np.float64) * float(stored["x_s"])
     np.testing.assert_allclose(stored["b1_s"], product, rtol=1e-6)
-    np.testing.assert_array_equal(stored["b1_q"], np.rint(constants(before)["b1"] / stored["b1_s"].astype(np.float64)))
+    np.testing.assert_array_equal(
+        stored["b1_q"], np.rint(initializers(before)["b1"] / stored["b1_s"].astype(np.float64))
+    )
     assert stored["b1_q"].dtype == np.int32
 
 
@@ -192,7 +190,7 @@ def test_runs_alike_everywhere_and_close_to_the_original(target: str) -> None:
         assert sqnr > 25, f"{name}: {sqnr:.1f} dB"
     assert {node.domain for node in after.graph.node} == {""}
     types = {
-        value.dtype for name, value in constants(after).items() if name.endswith("_z") and not name.startswith("w")
+        value.dtype for name, value in initializers(after).items() if name.endswith("_z") and not name.startswith("w")
     }
     assert types == {np.dtype({"cpu": np.uint8, "openvino": np.uint8}.get(target, np.int8))}
 
@@ -215,7 +213,7 @@ def test_a_weight_behind_a_transpose_is_stored_as_the_layer_wants_it() -> None:
     weight = draw(24, 16)
     after, _ = calibrated(model(text, w=weight), draw(8, 16, seed=1))
     assert count_ops(after) == {"QuantizeLinear": 1, "DequantizeLinear": 2, "MatMul": 1}
-    levels = next(value for value in constants(after).values() if value.shape == (16, 24))
+    levels = next(value for value in initializers(after).values() if value.shape == (16, 24))
     scale = np.float32(np.abs(weight.astype(np.float64)).max(axis=1) / 127)
     np.testing.assert_array_equal(levels, np.rint(weight.astype(np.float64) / scale[:, None].astype(np.float64)).T)
 
@@ -259,10 +257,10 @@ def test_a_weight_is_stored_as_its_layers_read_it(case: str) -> None:
     assert not result.skipped
     assert count_ops(after) == {op: count for op, count in ops.items() if count}
     assert (
-        sorted(value.shape for value in constants(after).values() if value.dtype == np.int8 and value.ndim == 2)
+        sorted(value.shape for value in initializers(after).values() if value.dtype == np.int8 and value.ndim == 2)
         == shapes
     )
-    assert not [name for name, value in constants(after).items() if value.dtype == np.float32 and value.size > 16]
+    assert not [name for name, value in initializers(after).items() if value.dtype == np.float32 and value.size > 16]
     expected = Session(before).run({"x": x})["y"]
     for optimize in (False, True):
         got = Session(after, optimize=optimize).run({"x": x})["y"]
@@ -273,7 +271,7 @@ def test_a_bias_behind_an_identity_becomes_an_integer() -> None:
     text = "g (float[N,16] x) => (float[N,16] y) { i = Identity(b) y = Gemm(x, w, i) }"
     after, _ = calibrated(model(text, w=draw(16, 16), b=draw(16, seed=1)), draw(32, 16, seed=2))
     assert count_ops(after) == {"Gemm": 1, "DequantizeLinear": 3, "QuantizeLinear": 1}
-    assert [value.shape for value in constants(after).values() if value.dtype == np.int32] == [(16,)]
+    assert [value.shape for value in initializers(after).values() if value.dtype == np.int32] == [(16,)]
 
 
 def test_a_shared_weight_of_which_one_layer_stays_float() -> None:
@@ -284,7 +282,7 @@ def test_a_shared_weight_of_which_one_layer_stays_float() -> None:
     before, x = model(text, w=draw(16, 16)), draw(32, 16, seed=1)
     after, result = calibrated(before, x, min_sqnr=41.0)
     assert [len(result.rewritten), len(result.skipped)] == [1, 1]
-    np.testing.assert_array_equal(constants(after)["w"], constants(before)["w"])
+    np.testing.assert_array_equal(initializers(after)["w"], initializers(before)["w"])
     left = next(node for node in after.graph.node if node.output[0] == result.skipped[0].site)
     assert left.input[1] == "w"
 
@@ -331,7 +329,7 @@ def test_a_vetoed_layer_stays_float() -> None:
     after, result = calibrated(residual_net(), draw(8, 3, 12, 12), vetoes={"c": "it breaks the model"})
     assert [done.site for done in result.rewritten] == ["a", "y"]
     assert [(skipped.site, skipped.reason) for skipped in result.skipped] == [("c", "it breaks the model")]
-    assert "w2" in constants(after)
+    assert "w2" in initializers(after)
 
 
 def test_outputs_in_the_middle_stay_float() -> None:

@@ -11,7 +11,7 @@ from graphopt import GraphView, PassResult, create
 from graphopt.model import Model, from_proto, to_proto
 from graphopt.runtime.feeds import from_arrays, generate
 from graphopt.runtime.session import Session
-from graphopt.testing import model
+from graphopt.testing import initializers, model
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -64,10 +64,6 @@ def error(candidate: onnx.ModelProto, teacher: onnx.ModelProto) -> float:
     return float(np.square(given - wanted).mean() / wanted.var())
 
 
-def stored(proto: onnx.ModelProto) -> Arrays:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-
-
 def test_fits_what_pruning_has_left() -> None:
     teacher, student = model(NET, **weights()), model(NET, **damaged(weights()))
     after, result = run(student, teacher)
@@ -84,7 +80,7 @@ def test_bias_alone_helps_less() -> None:
     ridge, _ = run(student, teacher)
     assert result.rewritten
     assert error(ridge, teacher) < error(bias, teacher) < error(student, teacher)
-    before, after = stored(student), stored(bias)
+    before, after = initializers(student), initializers(bias)
     assert all(np.array_equal(after[name], before[name]) for name in before if name.startswith("w"))
 
 
@@ -93,7 +89,7 @@ def test_what_is_zero_stays_zero() -> None:
     given["w5"][3, 2] = 0
     student = model(NET, **given)
     for method in ("ridge", "bias"):
-        after = stored(run(student, model(NET, **weights()), method=method)[0])
+        after = initializers(run(student, model(NET, **weights()), method=method)[0])
         for name in ("w1", "b1", "w2", "b2", "w3", "b3"):
             assert not after[name][[1, 5]].any(), name
         assert after["w5"][3, 2] == 0
@@ -115,7 +111,7 @@ def test_a_pruned_model_is_fitted_to_the_channels_that_are_left() -> None:
     assert to_proto(cut).graph.initializer != student.graph.initializer
     after, result = run(to_proto(cut), teacher)
     assert {each.site for each in result.rewritten} == {"c", "m", "y"}
-    assert stored(after)["w3"].shape == (6, 6, 1, 1)
+    assert initializers(after)["w3"].shape == (6, 6, 1, 1)
     whole, _ = run(student, teacher)
     assert error(after, teacher) == pytest.approx(error(whole, teacher), rel=0.05)
 
@@ -143,7 +139,7 @@ def test_the_branch_beside_an_add_is_made_up_for() -> None:
     after, result = run(student, teacher, vetoes={"a": "vetoed"})
     assert [each.site for each in result.rewritten] == ["b"]
     assert error(after, teacher) < 1e-6
-    np.testing.assert_allclose(stored(after)["w2"], given["w2"] + 0.5 * given["w1"], atol=1e-2)
+    np.testing.assert_allclose(initializers(after)["w2"], given["w2"] + 0.5 * given["w1"], atol=1e-2)
 
 
 def test_names_that_a_fold_has_left_behind_are_seen_through() -> None:
@@ -168,7 +164,7 @@ def test_names_that_a_fold_has_left_behind_are_seen_through() -> None:
     student = model(text, **{**folded, "w": folded["w"] + off})
     after, result = run(student, teacher)
     assert "a" in {each.site for each in result.rewritten}
-    np.testing.assert_allclose(stored(after)["w"], folded["w"], atol=0.05 * np.abs(off).max())
+    np.testing.assert_allclose(initializers(after)["w"], folded["w"], atol=0.05 * np.abs(off).max())
     assert error(after, teacher) < 0.1 * error(student, teacher)
 
 
@@ -183,7 +179,7 @@ def test_quantized_weights_get_a_bias_only() -> None:
     after, result = run(student, teacher, min_gain=0.0)
     told = {each.site: each.detail for each in result.rewritten}
     assert told["a"].startswith("bias fitted (its weight is quantized)")
-    np.testing.assert_array_equal(stored(after)["q1"], levels)
+    np.testing.assert_array_equal(initializers(after)["q1"], levels)
     assert error(after, teacher) < error(student, teacher)
 
 
@@ -195,7 +191,7 @@ def test_half_precision() -> None:
     data = from_arrays({"x": images().astype(np.float16)}, original)
     result = create("reconstruct").apply(GraphView(subject, None, data, original))
     assert result.rewritten
-    assert {value.dtype for value in stored(to_proto(subject)).values()} == {np.dtype(np.float16)}
+    assert {value.dtype for value in initializers(to_proto(subject)).values()} == {np.dtype(np.float16)}
 
 
 def reasons(result: PassResult) -> dict[str, str]:

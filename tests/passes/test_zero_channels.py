@@ -15,7 +15,7 @@ from graphopt.model import Model, from_proto, load, to_proto
 from graphopt.report.metrics import measure
 from graphopt.runtime.feeds import Data, from_arrays, generate
 from graphopt.runtime.session import Session
-from graphopt.testing import assert_skips, model, random_feeds, run_alone
+from graphopt.testing import assert_skips, initializers, model, random_feeds, run_alone
 
 ROOT = Path(__file__).parents[2]
 Shapes = dict[str, tuple[int, ...]]
@@ -24,10 +24,6 @@ Shapes = dict[str, tuple[int, ...]]
 def draw(*shape: int, seed: int = 0) -> NDArray[np.float32]:
     rng = np.random.default_rng((seed, *shape))
     return (rng.standard_normal(shape) * 0.5).astype(np.float32)
-
-
-def arrays(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
 def dead(values: NDArray[Any], axis: int = 0) -> list[int]:
@@ -144,18 +140,18 @@ def test_half_of_every_layer_goes(name: str, criterion: str) -> None:
     proto = model(text, **weights)
     zeroed, result = run_alone(create("zero-channels", criterion=criterion, ratio=0.5), proto)
     assert result.rewritten
-    assert {key: value.shape for key, value in arrays(zeroed).items()} == {k: v.shape for k, v in weights.items()}
+    assert {key: value.shape for key, value in initializers(zeroed).items()} == {k: v.shape for k, v in weights.items()}
     again, second = run_alone(create("zero-channels", criterion=criterion, ratio=0.5), zeroed)
     assert not second.rewritten
     assert again.SerializeToString() == zeroed.SerializeToString()
-    found = {key: value.shape for key, value in arrays(cut_exactly(zeroed)).items()}
+    found = {key: value.shape for key, value in initializers(cut_exactly(zeroed)).items()}
     assert {key: found[key] for key in expected} == expected
 
 
 def test_a_group_is_nought_in_all_that_makes_it_and_nowhere_else() -> None:
     text, sizes, _ = STRUCTURES["dense concat with later BatchNormalizations"]
     weights = {key: np.abs(draw(*size)) + np.float32(0.1) for key, size in sizes.items()}
-    found = arrays(run_alone(create("zero-channels", ratio=0.25), model(text, **weights))[0])
+    found = initializers(run_alone(create("zero-channels", ratio=0.25), model(text, **weights))[0])
     first, second = dead(found["w0"]), dead(found["w1"])
     assert len(first) == 2
     assert len(second) == 1
@@ -180,7 +176,7 @@ def test_weights_are_judged_relative_to_their_tensor(criterion: str) -> None:
     zeroed, result = run_alone(
         create("zero-channels", criterion=criterion, ratio=0.125), model(PLAIN, w=w, b=draw(8), v=v)
     )
-    assert dead(arrays(zeroed)["w"]) == dead(arrays(zeroed)["b"]) == [5]
+    assert dead(initializers(zeroed)["w"]) == dead(initializers(zeroed)["b"]) == [5]
     assert [each.site for each in result.rewritten] == ["a"]
     assert result.rewritten[0].detail.startswith("1 of 8 channels zeroed. In all 1 coupled groups")
 
@@ -197,16 +193,16 @@ def normed(gamma: NDArray[np.float32]) -> onnx.ModelProto:
 def test_bn_gamma_takes_the_smallest_scales() -> None:
     gamma = np.array([5, -4, 0.3, 2, -0.2, 1, 9, 8], np.float32)
     zeroed, _ = run_alone(create("zero-channels", criterion="bn-gamma", ratio=0.25), normed(gamma))
-    assert dead(arrays(zeroed)["g"]) == dead(arrays(zeroed)["w"]) == [2, 4]
+    assert dead(initializers(zeroed)["g"]) == dead(initializers(zeroed)["w"]) == [2, 4]
 
 
 def test_a_threshold_is_in_the_criterions_own_unit() -> None:
     gamma = np.array([5, -4, 0.3, 2, -0.2, 1, 9, 8], np.float32)
     zeroed, _ = run_alone(create("zero-channels", criterion="bn-gamma", threshold=2.0), normed(gamma))
-    assert dead(arrays(zeroed)["g"]) == [2, 4, 5]
+    assert dead(initializers(zeroed)["g"]) == [2, 4, 5]
     mean = float(np.abs(gamma).mean())
     options = {"criterion": "bn-gamma", "threshold": 2.5 / mean, "scope": "global"}
-    assert dead(arrays(run_alone(create("zero-channels", **options), normed(gamma))[0])["g"]) == [2, 3, 4, 5]
+    assert dead(initializers(run_alone(create("zero-channels", **options), normed(gamma))[0])["g"]) == [2, 3, 4, 5]
 
 
 def zeroed_with(proto: onnx.ModelProto, data: Data | None, **options: Any) -> tuple[onnx.ModelProto, PassResult]:
@@ -223,9 +219,9 @@ def test_activation_takes_the_neurons_that_the_data_leave_silent() -> None:
     images = np.abs(draw(20, 3, 8, 8))
     data = from_arrays({"x": images}, from_proto(proto))
     zeroed, _ = zeroed_with(proto, data, criterion="activation", ratio=0.25)
-    assert dead(arrays(zeroed)["w"]) == [1, 6]
+    assert dead(initializers(zeroed)["w"]) == [1, 6]
     options = {"criterion": "activation", "threshold": 1e-6}
-    assert dead(arrays(zeroed_with(proto, data, **options)[0])["w"]) == [1, 6]
+    assert dead(initializers(zeroed_with(proto, data, **options)[0])["w"]) == [1, 6]
 
 
 def test_activation_agrees_with_an_independent_mean() -> None:
@@ -236,7 +232,7 @@ def test_activation_agrees_with_an_independent_mean() -> None:
     data = from_arrays({"x": images}, from_proto(proto))
     for count in (1, 3, 6):
         zeroed, _ = zeroed_with(proto, data, criterion="activation", ratio=count / 8)
-        assert dead(arrays(zeroed)["w"]) == sorted(order[:count].tolist())
+        assert dead(initializers(zeroed)["w"]) == sorted(order[:count].tolist())
 
 
 @pytest.mark.parametrize("criterion", ["activation", "gradient", "taylor"])
@@ -269,7 +265,7 @@ def test_aggregation_of_a_stream_that_two_layers_feed(aggregation: str, expected
     w[2], u[2] = 0.7, 0.7
     proto = model(text, w=w, u=u, v=np.ones((2, 4, 1, 1), np.float32))
     zeroed, _ = run_alone(create("zero-channels", aggregation=aggregation, ratio=0.25), proto)
-    assert dead(arrays(zeroed)["w"]) == dead(arrays(zeroed)["u"]) == [expected]
+    assert dead(initializers(zeroed)["w"]) == dead(initializers(zeroed)["u"]) == [expected]
 
 
 # -- how much ----------------------------------------------------------------------------------------------------------
@@ -325,14 +321,14 @@ def test_global_ranks_all_layers_together() -> None:
     weights = {name: np.abs(value) + np.float32(1) for name, value in DEEP_WEIGHTS.items()}
     weights["w1"][:40] *= np.float32(0.01)
     zeroed, _ = run_alone(create("zero-channels", scope="global", ratio=40 / 144), model(DEEP, **weights))
-    assert [len(dead(arrays(zeroed)[name])) for name in ("w0", "w1", "w2")] == [0, 40, 0]
+    assert [len(dead(initializers(zeroed)[name])) for name in ("w0", "w1", "w2")] == [0, 40, 0]
 
 
 @pytest.mark.parametrize("scope", ["uniform", "global"])
 def test_multiple_and_min_channels(scope: str) -> None:
     for multiple, least in ((8, 1), (16, 1), (5, 1), (1, 30), (8, 20)):
         options: dict[str, Any] = {"ratio": 0.7, "scope": scope, "multiple": multiple, "min_channels": least}
-        found = arrays(run_alone(create("zero-channels", **options), model(DEEP, **DEEP_WEIGHTS))[0])
+        found = initializers(run_alone(create("zero-channels", **options), model(DEEP, **DEEP_WEIGHTS))[0])
         for name in ("w0", "w1", "w2"):
             lost = len(dead(found[name]))
             kept = len(found[name]) - lost
@@ -341,7 +337,7 @@ def test_multiple_and_min_channels(scope: str) -> None:
 
 
 def test_everything_is_never_zeroed() -> None:
-    found = arrays(run_alone(create("zero-channels", ratio=1.0), model(DEEP, **DEEP_WEIGHTS))[0])
+    found = initializers(run_alone(create("zero-channels", ratio=1.0), model(DEEP, **DEEP_WEIGHTS))[0])
     assert all(len(dead(found[name])) == len(found[name]) - 1 for name in ("w0", "w1", "w2"))
 
 
@@ -365,13 +361,13 @@ def test_a_normalized_stream_stays_and_the_hidden_layer_goes() -> None:
     zeroed, result = run_alone(create("zero-channels", ratio=0.5), model(text, **weights))
     assert "h" in [each.site for each in result.rewritten]
     assert any("LayerNormalization" in each.reason for each in result.skipped if each.site == "a")
-    assert arrays(cut_exactly(zeroed))["w2"].shape == (8, 8)
+    assert initializers(cut_exactly(zeroed))["w2"].shape == (8, 8)
 
 
 def test_skip_takes_patterns_and_tells_of_those_that_match_nothing() -> None:
     proto = model(DEEP, **DEEP_WEIGHTS)
     zeroed, result = run_alone(create("zero-channels", ratio=0.5, skip=("a", "[bq]", "nosuch*")), proto)
-    assert [len(dead(arrays(zeroed)[name])) for name in ("w0", "w1", "w2")] == [0, 0, 24]
+    assert [len(dead(initializers(zeroed)[name])) for name in ("w0", "w1", "w2")] == [0, 0, 24]
     reasons = {each.site: each.reason for each in result.skipped}
     assert reasons["a"] == "left alone by --skip a"
     assert reasons["b"] == "left alone by --skip [bq]"
@@ -383,7 +379,7 @@ def test_a_vetoed_site_stays() -> None:
     result = create("zero-channels", ratio=0.5).apply(GraphView(subject, {"b": "broke the contract"}))
     assert [each.site for each in result.rewritten] == ["a", "c"]
     assert ("b", "broke the contract") in [(each.site, each.reason) for each in result.skipped]
-    assert not dead(arrays(to_proto(subject))["w1"])
+    assert not dead(initializers(to_proto(subject))["w1"])
 
 
 def test_layers_without_scales_are_not_judged_by_them() -> None:
@@ -398,7 +394,7 @@ def test_a_weight_that_two_layers_share_is_copied() -> None:
     zeroed, result = run_alone(create("zero-channels", ratio=0.5), model(text, **weights))
     assert [each.site for each in result.rewritten] == ["a"]
     nodes = zeroed.graph.node
-    found = arrays(zeroed)
+    found = initializers(zeroed)
     np.testing.assert_array_equal(found[nodes[2].input[1]], weights["w"])
     assert len(dead(found[nodes[0].input[1]])) == len(dead(found[nodes[0].input[2]])) == 2
     cut_exactly(zeroed)
@@ -409,7 +405,7 @@ def test_half_precision_and_weights_in_constant_nodes() -> None:
     zeroed, _ = run_alone(
         create("zero-channels", ratio=0.5), model(text, **{k: v.astype(np.float16) for k, v in PLAIN_WEIGHTS.items()})
     )
-    assert arrays(cut_exactly(zeroed, tolerance=5e-3))["w"].shape == (4, 3, 3, 3)
+    assert initializers(cut_exactly(zeroed, tolerance=5e-3))["w"].shape == (4, 3, 3, 3)
     proto = model(PLAIN, **PLAIN_WEIGHTS)
     stored = [onnx.helper.make_node("Constant", [], [t.name], value=t) for t in proto.graph.initializer]
     proto.graph.ClearField("initializer")
@@ -438,10 +434,10 @@ def test_quantized_weights_are_set_to_their_zero_point_and_judged_by_what_they_s
     proto = model(text, q=q, s=scale, z=zero_point, b=draw(8), v=np.ones((5, 8, 3, 3), np.float32))
     gone = [3, 6] if shape else [3]
     zeroed, _ = run_alone(create("zero-channels", ratio=len(gone) / 8), proto)
-    found = arrays(zeroed)
+    found = initializers(zeroed)
     assert dead(found["b"]) == gone
     assert (found["q"][gone] == 100).all()
-    assert arrays(cut_exactly(zeroed))["q"].shape == (8 - len(gone), 3, 3, 3)
+    assert initializers(cut_exactly(zeroed))["q"].shape == (8 - len(gone), 3, 3, 3)
 
 
 OPTIONS: dict[str, tuple[dict[str, Any], str]] = {
@@ -469,8 +465,8 @@ def test_the_pipeline_keeps_what_the_user_asked_for() -> None:
     passes = [create("zero-channels", ratio=0.9), create("prune-channels")]
     result = graphopt.optimize(model(text, **DEEP_WEIGHTS), passes)
     assert [each.kept for each in result.report.passes] == [True, True]
-    assert "w0" in arrays(result.model)
-    assert arrays(result.model)["w0"].shape == (4, 3, 3, 3)
+    assert "w0" in initializers(result.model)
+    assert initializers(result.model)["w0"].shape == (4, 3, 3, 3)
 
 
 def test_a_division_by_what_was_zeroed_is_found_out() -> None:

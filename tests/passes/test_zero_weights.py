@@ -17,20 +17,12 @@ from graphopt import GraphView, OptionError, create
 from graphopt.model import from_proto, to_proto
 from graphopt.runtime.feeds import from_arrays, generate
 from graphopt.runtime.session import Session
-from graphopt.testing import assert_skips, model, random_feeds, run_alone
+from graphopt.testing import assert_skips, draw, initializers, model, random_feeds, run_alone
 
 TEXT = "g (float[N,8,6,6] x) => (float[N,5,2,2] y) { a = Conv(x, w, b) r = Relu(a) y = Conv(r, v) }"
 
 
-def draw(*shape: int, seed: int = 0) -> NDArray[np.float32]:
-    return np.random.default_rng((seed, *shape)).standard_normal(shape).astype(np.float32)
-
-
 WEIGHTS = {"w": draw(4, 8, 3, 3), "b": draw(4) / 100, "v": draw(5, 4, 3, 3)}
-
-
-def arrays(proto: onnx.ModelProto) -> dict[str, NDArray[Any]]:
-    return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
 
 
 def zero(proto: onnx.ModelProto, **options: Any) -> dict[str, NDArray[Any]]:
@@ -42,7 +34,7 @@ def zero(proto: onnx.ModelProto, **options: Any) -> dict[str, NDArray[Any]]:
     assert not second.rewritten
     assert again.SerializeToString() == after.SerializeToString()
     assert all(np.isfinite(value).all() for value in Session(after).run(random_feeds(proto, 0)).values())
-    return arrays(after)
+    return initializers(after)
 
 
 def assert_smallest_went(before: NDArray[Any], after: NDArray[Any], count: int) -> None:
@@ -203,7 +195,7 @@ def test_a_vetoed_layer_keeps_its_weight() -> None:
     subject = from_proto(model(TEXT, **WEIGHTS))
     result = create("zero-weights", ratio=0.5).apply(GraphView(subject, {"a": "broke the contract"}))
     assert [(each.site, each.reason) for each in result.skipped] == [("a", "broke the contract")]
-    np.testing.assert_array_equal(arrays(to_proto(subject))["w"], WEIGHTS["w"])
+    np.testing.assert_array_equal(initializers(to_proto(subject))["w"], WEIGHTS["w"])
 
 
 @pytest.mark.parametrize("kind", [np.float16, np.float64, ml_dtypes.bfloat16], ids=["float16", "double", "bfloat16"])
@@ -214,7 +206,7 @@ def test_other_float_types(kind: Any) -> None:
     for options in ({"ratio": 0.5}, {"pattern": "2:4"}, {"threshold": 0.5}):
         after, result = run_alone(create("zero-weights", **options), proto)
         assert result.rewritten
-        found = arrays(after)["w"]
+        found = initializers(after)["w"]
         assert found.dtype == values.dtype
         assert 0.2 < np.count_nonzero(found) / found.size < 0.8
         np.testing.assert_array_equal(found[found != 0], values[found != 0])
@@ -287,7 +279,7 @@ def judged(proto: onnx.ModelProto, labels: NDArray[Any] | None = None, **options
     if "threshold" not in options:
         again = from_proto(after)
         assert not create("zero-weights", **options).apply(GraphView(again, None, data, again)).rewritten
-    return result, arrays(after)
+    return result, initializers(after)
 
 
 def marked(exact: NDArray[np.float64], axis: int, options: dict[str, Any]) -> NDArray[np.bool_]:
@@ -335,7 +327,7 @@ def test_weights_that_no_loss_depends_on_go_by_magnitude_then_by_place() -> None
     data = from_arrays({"x": draw(24, 8), "labels": LABELS}, subject)
     pytest.importorskip("onnx_ad")
     assert create("zero-weights", criterion="gradient", ratio=0.25).apply(GraphView(subject, None, data)).rewritten
-    found = arrays(to_proto(subject))["w"]
+    found = initializers(to_proto(subject))["w"]
     assert np.count_nonzero(found == 0) == 16
     assert not (found[1::2] == 0).any()
     kept = weights["w"][::2][found[::2] != 0]
@@ -427,7 +419,7 @@ def test_never_more_than_asked_for_and_only_the_smallest(values: list[float], ra
     before = np.array(values, np.float32).reshape(-1, 1)
     proto = model(f"g (float[1,{len(values)}] x) => (float[1,1] y) {{ y = MatMul(x, w) }}", w=before)
     after, _ = run_alone(create("zero-weights", ratio=ratio), proto)
-    found = arrays(after)["w"]
+    found = initializers(after)["w"]
     gone = (found == 0) & (before != 0)
     assert np.count_nonzero(gone | (before == 0)) <= max(int(ratio * before.size + 1e-9), np.count_nonzero(before == 0))
     np.testing.assert_array_equal(found[~gone], before[~gone])

@@ -7,17 +7,9 @@ import pytest
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from numpy.typing import NDArray
 
-from graphopt.testing import (
-    assert_rewrites,
-    draw,
-    draw_batchnorm,
-    model,
-    read_by,
-)
+from graphopt.testing import assert_rewrites, draw, draw_batchnorm, model, read_by
 
 Arrays = dict[str, NDArray[Any]]
-
-BN = "BatchNormalization"
 
 
 CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {

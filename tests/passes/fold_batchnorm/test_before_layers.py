@@ -7,17 +7,9 @@ import pytest
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from numpy.typing import NDArray
 
-from graphopt.testing import (
-    assert_rewrites,
-    draw,
-    draw_batchnorm,
-    model,
-    read_by,
-)
+from graphopt.testing import assert_rewrites, draw, draw_batchnorm, model, read_by
 
 Arrays = dict[str, NDArray[Any]]
-
-BN = "BatchNormalization"
 
 
 CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
@@ -50,26 +42,26 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
     "two in a row": (
         "g (float[N,3,8,8] x) => (float[N,6,6,6] y) { c = Conv(x, w) n = BatchNormalization(c, g, b, m, v) "
         "y = BatchNormalization(n, g2, b2, m2, v2) }",
-        {"w": draw(6, 3, 3, 3), **draw_batchnorm(6), **{k + "2": a for k, a in draw_batchnorm(6, 1).items()}},
+        {"w": draw(6, 3, 3, 3), **draw_batchnorm(6), **draw_batchnorm(6, 1, suffix="2")},
         {"Conv": 1},
     ),
     "two in a row, on an input": (
         "g (float[N,3,8,8] x) => (float[N,3,8,8] y) { n = BatchNormalization(x, g, b, m, v) "
         "y = BatchNormalization(n, g2, b2, m2, v2) }",
-        {**draw_batchnorm(3), **{k + "2": a for k, a in draw_batchnorm(3, 1).items()}},
-        {BN: 1},
+        {**draw_batchnorm(3), **draw_batchnorm(3, 1, suffix="2")},
+        {"BatchNormalization": 1},
     ),
     "one before two": (
         "g (float[N,3,8,8] x) => (float[N,3,8,8] y, float[N,3,8,8] z) { n = BatchNormalization(x, g, b, m, v) "
         "y = BatchNormalization(n, g2, b2, m2, v2) z = BatchNormalization(n, g, b, m, v) }",
-        {**draw_batchnorm(3), **{k + "2": a for k, a in draw_batchnorm(3, 1).items()}},
-        {BN: 2},
+        {**draw_batchnorm(3), **draw_batchnorm(3, 1, suffix="2")},
+        {"BatchNormalization": 2},
     ),
     "concat, one branch stays": (
         "g (float[N,3,8,8] x) => (float[N,9,8,8] y) { c = Conv(x, w) d = Conv(x, w2) e = Concat<axis=1>(c, x, d) "
         "y = BatchNormalization(e, g, b, m, v) }",
         {"w": draw(4, 3, 1, 1), "w2": draw(2, 3, 1, 1), **draw_batchnorm(9)},
-        {"Conv": 2, "Concat": 1, BN: 1},
+        {"Conv": 2, "Concat": 1, "BatchNormalization": 1},
     ),
     "before a conv": (
         "g (float[N,4,8,8] x) => (float[N,6,6,6] y) { n = BatchNormalization(x, g, b, m, v) y = Conv<group=2>(n, w) }",
@@ -182,8 +174,8 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
             "w": draw(4, 4, 3, 3),
             "w2": draw(4, 4, 1, 1),
             **draw_batchnorm(4),
-            **{k + "2": a for k, a in draw_batchnorm(4, 1).items()},
-            **{k + "3": a for k, a in draw_batchnorm(4, 2).items()},
+            **draw_batchnorm(4, 1, suffix="2"),
+            **draw_batchnorm(4, 2, suffix="3"),
         },
         {"Conv": 2, "Add": 1, "Relu": 1},
     ),

@@ -21,15 +21,13 @@ from graphopt.testing import (
     count_ops,
     draw,
     draw_batchnorm,
+    initializers,
     model,
     random_feeds,
     run_alone,
 )
 
 Arrays = dict[str, NDArray[Any]]
-
-BN = "BatchNormalization"
-
 
 CONV = "g (float[N,3,8,8] x) => (float[N,4,6,6] y) {{ c = Conv(x, w) y = BatchNormalization{attrs}(c, g, b, m, v) }}"
 
@@ -44,14 +42,14 @@ def test_rewrites_before_opset_7() -> None:
     proto = model(CONV.format(attrs="<is_test=1>"), opset=6, w=draw(4, 3, 3, 3), **draw_batchnorm(4))
     after, result = run_alone(FoldBatchNorm(), proto)
     assert [node.op_type for node in after.graph.node] == ["Conv"]
-    folded = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in after.graph.initializer}
+    folded = initializers(after)
     gain = proto_array(proto, "g") / np.sqrt(proto_array(proto, "v") + np.float64(np.float32(1e-5)))
     np.testing.assert_allclose(folded["w"], proto_array(proto, "w") * gain.reshape(4, 1, 1, 1), rtol=2e-7)
     assert result.rewritten[0].site == "y"
 
 
 def proto_array(proto: onnx.ModelProto, name: str) -> NDArray[Any]:
-    return next(onnx.numpy_helper.to_array(t).astype(np.float64) for t in proto.graph.initializer if t.name == name)
+    return initializers(proto)[name].astype(np.float64)
 
 
 def test_folds_float16_with_float32_statistics() -> None:

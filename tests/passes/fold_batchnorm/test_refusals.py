@@ -7,18 +7,9 @@ import pytest
 from graphopt.passes.fold_batchnorm import FoldBatchNorm
 from numpy.typing import NDArray
 
-from graphopt.testing import (
-    assert_skips,
-    draw,
-    draw_batchnorm,
-    model,
-    read_by,
-)
+from graphopt.testing import assert_skips, draw, draw_batchnorm, model, read_by
 
 Arrays = dict[str, NDArray[Any]]
-
-BN = "BatchNormalization"
-
 
 CONV = "g (float[N,3,8,8] x) => (float[N,4,6,6] y) {{ c = Conv(x, w) y = BatchNormalization{attrs}(c, g, b, m, v) }}"
 
