@@ -243,11 +243,10 @@ class QuantizeActivations(Pass):
     def _ranges(self, placement: Placement, observers: Mapping[str, Observer]) -> dict[int, _Parameters]:
         """Return scale and zero point of each tensor to quantize, by its id."""
         affine = _TARGETS[self.target].activations
-        levels = affine.kind.high - affine.bottom + 1
         ranges: dict[int, _Parameters] = {}
         for group in placement.groups():
             seen = [observers[str(t.name)] for t in group if observers[str(t.name)].seen]
-            bounds = [observer.bounds(self.range, self.percentile, levels) for observer in seen] or [(0.0, 0.0)]
+            bounds = [observer.bounds(self.range, self.percentile, affine) for observer in seen] or [(0.0, 0.0)]
             found = parameters(affine, min(low for low, _ in bounds), max(high for _, high in bounds))
             ranges |= {id(tensor): found for tensor in group}
         return ranges

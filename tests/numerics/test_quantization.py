@@ -2,7 +2,6 @@
 
 import math
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from numpy.typing import NDArray
 
 from graphopt.numerics.gptq import gptq
 from graphopt.numerics.grouping import Grouping
-from graphopt.numerics.histogram import BINS, Observer
 from graphopt.numerics.ladder import blocks, climb, ladder
 from graphopt.numerics.quantization import TYPES, Affine, dequantize, quantize, with_scales
 from graphopt.numerics.ranges import mse, percentile_rule, std_rule
@@ -177,50 +175,3 @@ def test_gptq_rounds_to_nearest_where_inputs_are_independent() -> None:
     nearest = quantize(weight, affine, Grouping(0))
     levels, _ = gptq(weight, np.diag(np.arange(300.0)), affine, nearest.scale[:, None], np.zeros((1, 1)))
     np.testing.assert_array_equal(levels, nearest.levels)
-
-
-def stream(seed: int) -> list[NDArray[Any]]:
-    rng = np.random.default_rng(seed)
-    return [rng.standard_normal(1000).astype(np.float32) * size for size in (0.1, 1.0, 5.0, 0.5)]
-
-
-def test_observer_sees_the_whole_stream() -> None:
-    observer = Observer()
-    for part in stream(0):
-        observer.add(part)
-    together = np.concatenate(stream(0))
-    assert observer.bounds("minmax", 99.9, 256) == (float(together.min()), float(together.max()))
-    assert observer.counts.sum() == together.size
-    assert observer.counts.shape == (BINS,)
-    low, high = observer.bounds("percentile", 99.0, 256)
-    width = 2 * observer.reach / BINS
-    assert abs(low - np.percentile(together, 0.5)) <= width + 0.1
-    assert abs(high - np.percentile(together, 99.5)) <= width + 0.1
-
-
-@pytest.mark.parametrize("rule", ["percentile", "mse", "entropy"])
-def test_outliers_are_clipped(rule: str) -> None:
-    observer = Observer()
-    rng = np.random.default_rng(0)
-    observer.add(rng.standard_normal(200_000))
-    observer.add(np.array([300.0]))
-    low, high = observer.bounds(rule, 99.99, 256)
-    assert 2.0 < high < 250.0
-    assert low >= observer.low
-
-
-def test_observer_passes_over_what_is_not_finite() -> None:
-    observer = Observer()
-    observer.add(np.array([np.nan, np.inf], np.float32))
-    assert not observer.seen
-    observer.add(np.array([1.0, np.nan, -2.0], np.float32))
-    observer.add(np.zeros((0, 3), np.float32))
-    assert observer.bounds("minmax", 99.9, 256) == (-2.0, 1.0)
-
-
-def test_zeros_behind_a_relu_do_not_narrow_the_entropy_range() -> None:
-    observer = Observer()
-    observer.add(np.maximum(np.random.default_rng(0).standard_normal(200_000), 0))
-    low, high = observer.bounds("entropy", 99.99, 256)
-    assert low == 0.0
-    assert high > 2.5
