@@ -175,7 +175,7 @@ class _Fit:
             return Layer(solved.weight, np.where(alive, solved.bias, bias))
 
         trained = solve(fitted)
-        power = held.power()[alive].sum()
+        power = held.power()[alive].sum() or 1.0
         before = held.error(weight, bias)[alive].sum() / power
         after = held.error(trained.weight, trained.bias)[alive].sum() / power
         final = solve(fitted + held)

@@ -102,7 +102,11 @@ def _add_output(view: GraphView, placement: Placement, node: gs.Node) -> None:
 
 
 def insert(view: GraphView, tensor: gs.Tensor, scale: gs.Tensor, zero: gs.Tensor) -> None:
-    """Put QuantizeLinear and DequantizeLinear behind a tensor of the main graph; questions of shape still read it."""
+    """Put QuantizeLinear and DequantizeLinear behind a tensor of the main graph; questions of shape still read it.
+
+    From opset 21 on, ONNX Runtime 1.32 fails at moving a DequantizeLinear with an int8 zero point past the Reshape that
+    it makes when it turns MatMul and Add into a Gemm; so there a zero point of nought is left away, as it may be.
+    """
     edit, near = view.edit, view.model.graph.nodes[0]
     readers = [node for node in view.readers(tensor) if not is_op(node, "Shape", "Size")]
     quantized, real = edit.variable(f"{tensor.name}_q"), edit.variable(f"{tensor.name}_dq")
@@ -111,7 +115,9 @@ def insert(view: GraphView, tensor: gs.Tensor, scale: gs.Tensor, zero: gs.Tensor
             if read is tensor:
                 edit.set_input(node, index, real)
     edit.add_node(near, "QuantizeLinear", [tensor, scale, zero], [quantized])
-    edit.add_node(near, "DequantizeLinear", [quantized, scale, zero], [real])
+    stored = view.array(zero)
+    plain = view.opset >= 21 and stored is not None and stored.dtype == np.int8 and not stored.any()
+    edit.add_node(near, "DequantizeLinear", [quantized, scale] if plain else [quantized, scale, zero], [real])
 
 
 def parameters(affine: Affine, low: float, high: float) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -1,7 +1,8 @@
 """A model's own float noise: how far its outputs move when every float in it moves by a unit in the last place.
 
 Inputs and weights are moved before a run, and what operators compute during it: Monte Carlo arithmetic (Parker 1997),
-as a small subgraph behind each of them that multiplies by 1 + u, u drawn from -2**-23 to 2**-23.
+as a small subgraph behind each of them that multiplies by 1 + u, u drawn from -2**-23 to 2**-23 (for float16 -2**-10 to
+2**-10). ONNX Runtime has no random operators of opset 22 and later, so u is the sine of a multiple of the logarithm.
 """
 
 import dataclasses
@@ -38,6 +39,14 @@ ARITHMETIC = frozenset((
 # ORT computes these by rational approximations, whose error is a unit in the last place of 1, not of a tiny result.
 _APPROXIMATED = frozenset(("Erf", "Sigmoid", "Tanh"))
 _EPSILON = float(np.finfo(np.float32).eps)
+_UNITS: dict[int, tuple[str, float]] = {
+    onnx.TensorProto.FLOAT: ("one unit in the last place", _EPSILON),
+    onnx.TensorProto.FLOAT16: ("one unit in the last place of float16", float(np.finfo(np.float16).eps)),
+}
+_TURNS = 1e4
+_TINY = 1e-30
+_OWN_INITIALIZERS = 4
+"""The first IR version whose initializers need not be listed as inputs."""
 
 
 def shaken_feeds(feeds: Feeds, rng: np.random.Generator) -> Feeds:
@@ -52,6 +61,7 @@ def shaken_model(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.Model
     """
     shaken = onnx.ModelProto()
     shaken.CopyFrom(model)
+    shaken.ir_version = max(shaken.ir_version, _OWN_INITIALIZERS)
     for tensor in shaken.graph.initializer:
         if np.prod(tensor.dims) >= _MIN_ELEMENTS and tensor.data_type in _FLOATS:
             tensor.CopyFrom(onnx.numpy_helper.from_array(_shaken(onnx.numpy_helper.to_array(tensor), rng), tensor.name))
@@ -60,30 +70,46 @@ def shaken_model(model: onnx.ModelProto, rng: np.random.Generator) -> onnx.Model
 
 
 def _shake_operators(graph: onnx.GraphProto, rng: np.random.Generator) -> None:
-    """Put noise behind the arithmetic operators of a graph that compute float32."""
+    """Put noise behind the arithmetic operators of a graph that compute float32 or float16."""
     tainted = tainted_tensors(graph)
     types = _element_types(graph)
-    unit = "one unit in the last place"
+    constants = {"turns": _TURNS, "tiny": _TINY, **dict(_UNITS.values())}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes.append(node)
         name = node.output[0] if node.output else ""
-        if node.op_type not in ARITHMETIC or name not in tainted or types.get(name) != onnx.TensorProto.FLOAT:
+        if node.op_type not in ARITHMETIC or name not in tainted or types.get(name) not in _UNITS:
             continue
         node.output[0] = f"{name} exact"
-        seed = float(rng.integers(1 << 20))
-        draw = onnx.helper.make_node("RandomUniformLike", [f"{name} exact"], [f"{name} draw"], low=-1.0, seed=seed)
-        size = unit if node.op_type in _APPROXIMATED else f"{name} unit"
-        nodes += [
-            draw,
-            onnx.helper.make_node("Mul", [f"{name} exact", unit], [f"{name} unit"]),
-            onnx.helper.make_node("Mul", [size, f"{name} draw"], [f"{name} noise"]),
-            onnx.helper.make_node("Add", [f"{name} exact", f"{name} noise"], [name]),
-        ]
+        constants[f"{name} phase"] = float(rng.uniform(0, 2 * np.pi))
+        nodes += _noise(name, types[name], absolute=node.op_type in _APPROXIMATED)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     graph.ClearField("node")
     graph.node.extend(copies)
-    graph.initializer.append(onnx.numpy_helper.from_array(np.array(_EPSILON, dtype=np.float32), unit))
+    for name, value in constants.items():
+        graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), name))
+
+
+def _noise(name: str, kind: int, absolute: bool) -> list[onnx.NodeProto]:
+    """Return the nodes that make a tensor out of the exact one; ``absolute`` noise is a unit in the last place of 1."""
+    half, unit = kind == onnx.TensorProto.FLOAT16, _UNITS[kind][0]
+    wide, moved = (f"{name} wide", f"{name} moved") if half else (f"{name} exact", name)
+    steps = [
+        ("Abs", [wide], f"{name} size"),
+        ("Add", [f"{name} size", "tiny"], f"{name} positive"),
+        ("Log", [f"{name} positive"], f"{name} logarithm"),
+        ("Mul", [f"{name} logarithm", "turns"], f"{name} turned"),
+        ("Add", [f"{name} turned", f"{name} phase"], f"{name} angle"),
+        ("Sin", [f"{name} angle"], f"{name} draw"),
+        ("Mul", [f"{name} draw", unit], f"{name} share"),
+        ("Mul", [f"{name} share", wide], f"{name} relative"),
+        ("Add", [wide, f"{name} share" if absolute else f"{name} relative"], moved),
+    ]
+    nodes = [onnx.helper.make_node(op, inputs, [output]) for op, inputs, output in steps]
+    if half:
+        nodes.insert(0, onnx.helper.make_node("Cast", [f"{name} exact"], [wide], to=onnx.TensorProto.FLOAT))
+        nodes.append(onnx.helper.make_node("Cast", [moved], [name], to=kind))
+    return nodes
 
 
 def _element_types(graph: onnx.GraphProto) -> dict[str, int]:

@@ -55,6 +55,18 @@ CASES: dict[str, tuple[str, int, dict[str, np.ndarray]]] = {
         10,
         {"s": np.array([1, 1, 0.6, 0.7], np.float32)},
     ),
+    "Resize-11, scales there but empty": (
+        IMAGE + "{ y = Resize(x, e, e, s) }",
+        11,
+        {"e": np.zeros(0, np.float32), "s": np.array([2, 4, 12, 10])},
+    ),
+    "Resize-11 inside If, scales there but empty": (
+        "g (float[2,4,6,5] x, bool c) => (float[d,e,f,h] y) { y = If(c) "
+        "<then_branch = t () => (float[2,4,9,5] z) { z = Resize(x, n, n, s) }, "
+        "else_branch = e () => (float[2,4,6,5] z2) { z2 = Relu(x) }> }",
+        11,
+        {"n": np.zeros(0, np.float32), "s": np.array([2, 4, 9, 5])},
+    ),
     "Softmax-7, default axis": (IMAGE + "{ y = Softmax(x) }", 7, {}),
     "Softmax-11, middle axis": (IMAGE + "{ t = Relu(x) y = Softmax<axis = 2>(t) }", 11, {}),
     "Softmax-11, last axis": (IMAGE + "{ y = Softmax<axis = 3>(x) }", 11, {}),

@@ -8,7 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+import graphopt
 from graphopt import GraphView, create
+from graphopt.errors import GraphoptError
 from graphopt.model import from_proto, to_proto
 from graphopt.registry import discover
 from graphopt.runtime.session import Session
@@ -54,6 +56,13 @@ FORMS: dict[str, onnx.ModelProto] = {
     "floats of size nought": model(
         "g (float[2,3] x) => (float[2,3] y) { e = Transpose<perm = [1, 0]>(w) y = Concat<axis = 1>(x, e) }",
         w=np.zeros((0, 2), np.float32),
+    ),
+    "an axis of size nought in a Concat with a layer": model(
+        "g (float[1,4] x) => (float[1,2,6] y)"
+        " { a = Gemm<transB = 1>(x, w) c = Concat<axis = 1>(a, a, e) y = Reshape(c, h) }",
+        w=draw(6, 4),
+        e=np.zeros((1, 0), np.float32),
+        h=np.array([1, 2, 6]),
     ),
     "a bias that holds Inf, behind dead filters": model(
         "g (float[1,3,4,4] x) => (float[1,2,4,4] y) { a = Conv(x, w, b) r = Relu(a) y = Conv(r, v) }",
@@ -182,3 +191,38 @@ def test_equal_constants_that_a_pass_made_in_a_function_are_one() -> None:
     again, result = run_alone(create("merge-duplicates"), written)
     assert not result.rewritten
     assert again.SerializeToString() == written.SerializeToString()
+
+
+def static_matmul(target: str) -> tuple[graphopt.Result, onnx.ModelProto]:
+    """A MatMul of three axes and its bias, quantized with int8 activations at an opset that has them from the start."""
+    proto = model(
+        "g (float[2,5,16] x) => (float[2,5,32] y) { a = MatMul(x, w) y = Add(a, b) }",
+        21,
+        10,
+        w=draw(16, 32),
+        b=draw(32),
+    )
+    pass_ = create("quantize-activations", target=target, samples=8)
+    return graphopt.optimize(proto, [pass_], {"x": draw(64, 5, 16)}), proto
+
+
+def test_static_matmuls_load_as_users_load_them() -> None:
+    """ONNX Runtime's optimizations fail at a DequantizeLinear with an int8 zero point of opset 21."""
+    result, proto = static_matmul("tensorrt")
+    assert result.ok
+    feeds = {"x": draw(2, 5, 16)}
+    before, after = Session(proto).run(feeds)["y"], Session(result.model, optimize=True).run(feeds)["y"]
+    assert np.square(after - before).mean() < 1e-3 * before.var()
+
+
+def test_a_result_that_the_runtime_cannot_optimize_is_a_failure_in_one_line() -> None:
+    result, _ = static_matmul("generic")
+    if result.ok:
+        pytest.skip("this ONNX Runtime can")
+    with pytest.raises(GraphoptError) as refused:
+        Session(result.model, optimize=True)
+    told = f"with its graph optimizations on, {refused.value}"
+    assert result.report.failures == (told,)
+    again = graphopt.optimize(result.model, ["eliminate-dead"])
+    assert again.ok
+    assert f"{told}; the original neither" in again.report.notes

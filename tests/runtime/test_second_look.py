@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from graphopt.contract import BitExact, FloatExact, Lossy
-from graphopt.model import from_proto
+from graphopt.model import Model, from_proto
 from graphopt.numerics.compare import Comparison
 from graphopt.runtime.check import compare_models
 from graphopt.runtime.data import ListData
@@ -221,8 +221,10 @@ CANCELLING = "g (float[9,6] x) => (float[9,40] y) { a = MatMul(x, w) s = Add(a, 
 LARGE = np.full(40, 1e4, F4)
 
 
-def test_bad_conditioning_is_told_by_the_models_own_noise() -> None:
-    reference = from_proto(model(CANCELLING, w=W, k=LARGE))
+@pytest.mark.parametrize(("opset", "ir_version"), [(17, 8), (23, 10), (9, 3)], ids=["usual", "newest", "oldest"])
+def test_bad_conditioning_is_told_by_the_models_own_noise(opset: int, ir_version: int) -> None:
+    text = CANCELLING if ir_version > 3 else CANCELLING.replace("x)", "x, float[6,40] w, float[40] k)", 1)
+    reference = from_proto(model(text, opset, ir_version, w=W, k=LARGE))
     data = from_arrays({"x": X}, reference)
     exact = from_proto(model("g (float[9,6] x) => (float[9,40] y) { y = MatMul(x, w) }", w=W))
     result = compare_models(reference, exact, data, TIGHT)
@@ -259,6 +261,24 @@ def test_models_that_only_take_integers_are_shaken_in_their_weights() -> None:
     data = from_arrays({"x": np.arange(9) % 6}, reference)
     assert compare_models(reference, exact, data, TIGHT).holds
     wrong = from_proto(model("g (int64[9] x) => (float[9,40] y) { y = Gather(w, x) }", w=W * F4(1.01)))
+    assert not compare_models(reference, wrong, data, TIGHT).holds
+
+
+@pytest.mark.parametrize(("opset", "ir_version"), [(17, 8), (23, 10), (9, 3)], ids=["usual", "newest", "oldest"])
+def test_what_is_computed_in_half_precision_has_its_noise(opset: int, ir_version: int) -> None:
+    text = """g (float[9,6] x, float16[1] k, float16[1] l) => (float[9,6] y) {
+        h = Cast<to = 10>(x) a = Mul(h, k) b = Mul(a, l) y = Cast<to = 1>(b) }"""
+    text = text if ir_version < 4 else text.replace(", float16[1] k, float16[1] l", "")
+
+    def scaled(first: float, second: float) -> Model:
+        return from_proto(
+            model(text, opset, ir_version, k=np.array([first], np.float16), l=np.array([second], np.float16))
+        )
+
+    reference, folded = scaled(1.3, 0.7), scaled(1.3 * 0.7, 1)
+    data = from_arrays({"x": X.astype(np.float16).astype(F4)}, reference)
+    assert compare_models(reference, folded, data, TIGHT).holds
+    wrong = scaled(1.3, 0.71)
     assert not compare_models(reference, wrong, data, TIGHT).holds
 
 

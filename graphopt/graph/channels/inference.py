@@ -11,7 +11,6 @@ from graphopt.graph.channels.facts import Facts, is_vague
 from graphopt.graph.channels.shape_arithmetic import evaluate_values
 from graphopt.graph.shapes import Shape
 from graphopt.graph.symbolic.attributes import has_reference
-from graphopt.graph.symbolic.attributes import has_reference
 from graphopt.model.inference import REFUSALS
 
 
@@ -115,8 +114,6 @@ def _element_type(tensor: gs.Tensor, facts: Facts) -> int:
         return int(onnx.helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)))
     if known := facts.memory.get((id(tensor), "element type")):
         return int(known)
-    for given in facts.view.borders.outside(tensor):
-        return _element_type(given, facts)
     for given in facts.view.borders.outside(tensor):
         return _element_type(given, facts)
     values = facts.values(tensor)

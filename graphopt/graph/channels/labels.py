@@ -159,8 +159,9 @@ class Labels:
 
     def fresh(self, size: int, node: gs.Node, slot: int) -> Label:
         """Return new labels for an axis of ``size``, born at a slot of ``node`` (-1: at its output)."""
-        self.starts.append(self.count)
-        self.owners.append((node, slot))
+        if size:
+            self.starts.append(self.count)
+            self.owners.append((node, slot))
         self.count += size
         return np.arange(self.count - size, self.count)
 

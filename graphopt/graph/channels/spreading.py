@@ -179,7 +179,7 @@ class Pad(Keeping):
     def value(self, node: gs.Node, known: Vector, facts: Facts) -> Vector:
         """Only the padding value stays uniform, unless padding repeats what is there."""
         mode = node.attrs.get("mode", "constant")
-        if mode != "constant":
+        if mode != "constant" or len(self.kept(node, facts)) == facts.rank(node.inputs[0]):
             return known
         fill = float(node.attrs.get("value", 0.0))
         if len(node.inputs) > 2 and node.inputs[2].name:
