@@ -136,7 +136,7 @@ class QuantizeActivations(Pass):
         corrected = self.bias_correction and not data.generated and min(data.size, self.samples) >= FEWEST
         biases = [_bias(view, layer.node, layer.operand) for layer in layers] if corrected else []
         means = Means(view.model, {str(b.output.name): (b.axis, b.rank) for b in biases if b is not None})
-        runs = Runs(view.model, [*observers, *means.names], data, self.samples, means.form())
+        runs = Runs(view.model, [*observers, *means.names], data, self.samples, means.form)
         for samples, tensors in runs:
             means.add(tensors, samples)
             for name, observer in observers.items():

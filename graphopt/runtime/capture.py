@@ -1,6 +1,6 @@
 """Gives inner tensors of a model while it runs on data, in memory that the amount of data does not change."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,16 @@ class Runs:
             some 0.5 MB: more is no faster.
     """
 
-    def __init__(self, model: Model, names: Iterable[str], data: Data, limit: int, form: onnx.ModelProto | None = None):
+    def __init__(
+        self,
+        model: Model,
+        names: Iterable[str],
+        data: Data,
+        limit: int,
+        form: Callable[[], onnx.ModelProto] | None = None,
+    ) -> None:
         """Run ``model``, or a ``form`` of it that has further tensors, on up to ``limit`` samples for these tensors."""
-        self._taps = Taps(form or model, names, threads_for_samples(model))
+        self._taps = Taps(model, names, threads_for_samples(model), form=form)
         self._limit = limit
         self.data = _portioned(self._taps, data)
 

@@ -34,7 +34,7 @@ class Session:
 
     def __init__(
         self,
-        model: Model | onnx.ModelProto | str | PathLike[str],
+        model: Model | onnx.ModelProto | bytes | str | PathLike[str],
         *,
         optimize: bool = False,
         threads: int = 0,
@@ -44,7 +44,8 @@ class Session:
         """Load a model.
 
         Args:
-            model: A loaded model, a proto that holds its weights, or a file, with external data beside it or without.
+            model: A loaded model, a proto that holds its weights, serialized or not (serialized, with the outputs that
+                it is to have, saves memory), or a file, with external data beside it or without.
             optimize: Whether ONNX Runtime may rewrite the graph.
             threads: Threads per operator; 0 leaves the choice to ONNX Runtime.
             extra_outputs: Names of tensors of the main graph to give out too.
@@ -55,10 +56,12 @@ class Session:
             GraphoptError: ONNX Runtime cannot load the model.
         """
         self.optimize, self._threads, self._integers = optimize, threads, integers
-        if isinstance(model, onnx.ModelProto):
-            self._session = self._load(model, extra_outputs)
+        if isinstance(model, bytes):
+            self._session = self._open(model, None)
+        elif isinstance(model, onnx.ModelProto):
+            self._session = self._open(serialized(model, extra_outputs), None)
         elif isinstance(model, Model) and weight_bytes(model) <= IN_MEMORY:
-            self._session = self._load(to_proto(model), extra_outputs)
+            self._session = self._open(serialized(to_proto(model), extra_outputs), None)
         elif isinstance(model, Model):
             with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
                 path = Path(folder, "model.onnx")
@@ -103,21 +106,7 @@ class Session:
             proto = onnx.load(path, load_external_data=False)
         except Exception as error:  # protobuf and the file system fail in several ways
             raise GraphoptError(f"{path}: {one_line(error)}") from error
-        return self._load(proto, extra_outputs, path.parent)
-
-    def _load(
-        self, proto: onnx.ModelProto, extra_outputs: Sequence[str], folder: Path | None = None
-    ) -> "ort.InferenceSession":
-        """Load a proto, whose external data lies in ``folder``."""
-        given = {info.name for info in proto.graph.output}
-        extra = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(extra_outputs) if name not in given]
-        try:
-            serialized = proto.SerializeToString()
-        except Exception as error:  # protobuf's own errors, beyond 2 GB
-            raise GraphoptError(f"the model cannot be serialized: {one_line(error)}") from error
-        # Serialized messages merge by concatenation: this appends to the repeated field graph.output.
-        serialized += onnx.ModelProto(graph=onnx.GraphProto(output=extra)).SerializeToString() if extra else b""
-        return self._open(serialized, folder)
+        return self._open(serialized(proto, extra_outputs), path.parent)
 
     def _open(self, source: str | bytes, folder: Path | None) -> "ort.InferenceSession":
         """Create ONNX Runtime's session; a run without checks may never come here, and saves the import."""
@@ -139,6 +128,22 @@ class Session:
             return ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base but this
             raise GraphoptError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error
+
+
+def serialized(proto: onnx.ModelProto, extra_outputs: Sequence[str] = ()) -> bytes:
+    """Return a proto's bytes, tensors of its main graph given out beside its own outputs.
+
+    Raises:
+        GraphoptError: It is larger than 2 GB.
+    """
+    given = {info.name for info in proto.graph.output}
+    extra = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(extra_outputs) if name not in given]
+    try:
+        whole: bytes = proto.SerializeToString()
+    except Exception as error:  # protobuf's own errors, beyond 2 GB
+        raise GraphoptError(f"the model cannot be serialized: {one_line(error)}") from error
+    # Serialized messages merge by concatenation: this appends to the repeated field graph.output.
+    return whole + (onnx.ModelProto(graph=onnx.GraphProto(output=extra)).SerializeToString() if extra else b"")
 
 
 def threads_for_samples(model: Model) -> int:

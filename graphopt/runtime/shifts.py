@@ -12,7 +12,7 @@ from onnx import helper, numpy_helper
 from graphopt.model import Model, to_proto
 from graphopt.numerics.quantization import Floats
 from graphopt.runtime.data import Feeds
-from graphopt.runtime.session import Session, threads_for_samples
+from graphopt.runtime.session import Session, serialized, threads_for_samples
 from graphopt.runtime.taps import cut
 
 _SAMPLES = 64
@@ -80,7 +80,9 @@ class Means:
         """
         if not self._means:
             return {}
-        candidate = Session(_corrected(to_proto(after), self._tensors, self._ends), threads=self._threads)
+        content = serialized(_corrected(to_proto(after), self._tensors, self._ends))
+        candidate = Session(content, threads=self._threads)
+        del content
         none = np.zeros_like(self._means[0][1])
         shifts, seen = none, 0
         for (samples, right), feeds in zip(self._means, portions(), strict=False):

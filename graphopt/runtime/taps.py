@@ -1,6 +1,6 @@
 """Runs a model up to chosen tensors of its main graph, and no further."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -8,22 +8,30 @@ from numpy.typing import NDArray
 
 from graphopt.errors import ModelError
 from graphopt.model import Model, to_proto
-from graphopt.runtime.session import Session
+from graphopt.runtime.session import Session, serialized
 
 
 class Taps:
     """Gives the values of inner tensors; nodes that do not lead to them are left out, so early taps are cheap."""
 
     def __init__(
-        self, model: Model | onnx.ModelProto, names: Iterable[str], threads: int = 0, *, optimize: bool = False
+        self,
+        model: Model,
+        names: Iterable[str],
+        threads: int = 0,
+        *,
+        optimize: bool = False,
+        form: Callable[[], onnx.ModelProto] | None = None,
     ) -> None:
-        """Cut ``model`` at the tensors ``names``; ``optimize`` lets ONNX Runtime rewrite what is left."""
+        """Cut ``model`` at the tensors ``names``; ``optimize`` lets ONNX Runtime rewrite what is left.
+
+        ``form`` makes a proto of the model that has further tensors.
+        """
         self.names = list(dict.fromkeys(names))
-        proto = cut(to_proto(model) if isinstance(model, Model) else model, self.names)
-        self._inputs = {info.name for info in proto.graph.input}
+        self._inputs, content = _cut_and_serialized(form() if form else to_proto(model), self.names)
         self._given = [name for name in self.names if name in self._inputs]
         self._session = (
-            Session(proto, optimize=optimize, threads=threads) if len(self._given) < len(self.names) else None
+            Session(content, optimize=optimize, threads=threads) if len(self._given) < len(self.names) else None
         )
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
@@ -32,6 +40,12 @@ class Taps:
         if self._session is not None:
             values |= self._session.run({name: value for name, value in feeds.items() if name in self._inputs})
         return values
+
+
+def _cut_and_serialized(proto: onnx.ModelProto, names: Sequence[str]) -> tuple[set[str], bytes]:
+    """Return the inputs that are left and the cut model's bytes; the protos are gone when ONNX Runtime loads them."""
+    proto = cut(proto, names)
+    return {info.name for info in proto.graph.input}, serialized(proto)
 
 
 def cut(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:

@@ -18,7 +18,7 @@ def shifts(inexact: str) -> dict[str, np.ndarray]:
     before = from_proto(model(f"{HEAD} h = Identity(x)  y = Relu(h) }}"))
     after = from_proto(model(f"{HEAD} {inexact}  y = Relu(h) }}", tenth=tenth, one=one))
     means = Means(before, {"h": (1, 3)})
-    runs = Runs(before, means.names, from_arrays({"x": X}, before), 64, means.form())
+    runs = Runs(before, means.names, from_arrays({"x": X}, before), 64, means.form)
     for samples, tensors in runs:
         means.add(tensors, samples)
     return means.shifts(after, lambda: runs.data.batches(64))
