@@ -1,5 +1,4 @@
-"""Presets that repeat: a site that broke its contract stays vetoed in later rounds, and a pass at"
-" rest is left alone."""
+"""Presets that repeat: a site that broke its contract stays vetoed in later rounds; a pass at rest is left alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,6 +1,7 @@
 """Passes chained on the command line, their options made from the dataclass."""
 
 import json
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -55,11 +56,9 @@ def test_refusals_name_the_culprit(line: str, error: type[Exception], culprit: s
         split_passes(optimize, line.split())
 
 
-def test_help_does_not_load_onnx(run: Any) -> None:
+def test_help_does_not_load_onnx() -> None:
     script = "import sys\nfrom graphopt.cli import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     script += "assert not {'onnx', 'onnxruntime', 'numpy'} & set(sys.modules), 'loaded'"
-    import subprocess
-
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     for command in ("optimize", "validate", "inspect", "passes"):

@@ -45,7 +45,8 @@ def test_distill(run: Callable[..., Any], folder: Path) -> None:
     assert (folder / "tuned.onnx").read_bytes() == first
 
 
-def test_without_held_out_samples_the_training_loss_is_told_as_such(run: Callable[..., Any], folder: Path) -> None:
+@pytest.mark.usefixtures("folder")
+def test_without_held_out_samples_the_training_loss_is_told_as_such(run: Callable[..., Any]) -> None:
     pytest.importorskip("onnx_ad")
     options = ["--data", "data.npz", "--epochs", "2", "--batch", "16", "--held-out", "0", "--threads", "1"]
     done = run("distill", "teacher.onnx", "student.onnx", "tuned.onnx", *options)

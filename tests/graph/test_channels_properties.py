@@ -332,7 +332,3 @@ def check(proto: onnx.ModelProto) -> None:
 @given(networks())
 def test_random_networks_keep_their_outputs(proto: onnx.ModelProto) -> None:
     check(proto)
-
-
-if __name__ == "__main__":
-    pytest.main([__file__])

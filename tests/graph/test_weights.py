@@ -39,17 +39,15 @@ def test_weight_that_a_loop_hands_on(given_back: str, body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("case", "reason"),
+    "case",
     [
-        (loop("u", "u = Neg(v)"), r"'w' is also read by Loop|'v' is computed"),
-        (loop("u", "u = Neg(v)", start="kept_first", more="kept_first = Identity(w)"), "is computed|is also read by"),
+        loop("u", "u = Neg(v)"),
+        loop("u", "u = Neg(v)", start="kept_first", more="kept_first = Identity(w)"),
     ],
     ids=["a state that changes", "and comes through Identity"],
 )
-def test_state_that_changes_is_no_weight(case: onnx.ModelProto, reason: str) -> None:
-    after, result = run_alone(QuantizeWeights(), case)
-    assert not result.rewritten
-    assert after.SerializeToString() == case.SerializeToString()
+def test_state_that_changes_is_no_weight(case: onnx.ModelProto) -> None:
+    assert not assert_untouched(QuantizeWeights(), case).skipped
 
 
 def test_weight_that_is_also_the_start_of_a_state() -> None:

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 from graphopt.passes.eliminate_noops import EliminateNoops
 from hypothesis import given, settings
@@ -355,13 +354,13 @@ def test_random_chains_keep_their_outputs(steps: list[str]) -> None:
         begin=ints(0),
         end=ints(9),
     )
-    _, result = run_alone(EliminateNoops(), proto)
+    after, result = run_alone(EliminateNoops(), proto)
+    kept = count_ops(after)
     if not result.rewritten:
+        assert kept == count_ops(proto)
         return
-    after, _ = run_alone(EliminateNoops(), proto)
-    kept = dict(count_ops(after))
     assert kept.keys() <= {"Transpose", "Relu", "Neg", "Exp", "Reshape"}
-    assert isinstance(assert_rewrites(EliminateNoops(), proto, ops=kept), onnx.ModelProto)
+    assert_rewrites(EliminateNoops(), proto, ops=kept)
 
 
 def test_an_identity_behind_joined_reshapes_hands_its_name_to_the_join() -> None:

@@ -161,28 +161,27 @@ def test_constants_behind_a_matmul_go_into_the_next_addition() -> None:
     assert shape_of(after, "v") == (4, 3)
 
 
-def test_a_shared_weight_is_copied_on_write() -> None:
-    proto = model(
+def of_a_shared_weight(reader: np.ndarray) -> onnx.ModelProto:
+    """Return two layers of one weight, of which one has a reader."""
+    return model(
         "g (float[N,3,4,4] x, float[N,3,4,4] z) => (float[N,3,H,W] y, float[N,6,I,J] u)"
         " { a = Conv(x, w) y = Conv(a, v) u = Conv(z, w) }",
         w=weight(6, 3, 1, 1),
-        v=weight(3, 6, 3, 3, dead=(1,), axis=1),
+        v=reader,
     )
+
+
+def test_a_shared_weight_is_copied_on_write() -> None:
+    proto = of_a_shared_weight(weight(3, 6, 3, 3, dead=(1,), axis=1))
     after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 3})
     assert shape_of(after, "w") == (6, 3, 1, 1)
     assert shape_of(after, "v") == (3, 5, 3, 3)
 
 
 def test_a_shared_weight_stays_where_copies_would_be_larger() -> None:
-    proto = model(
-        "g (float[N,3,4,4] x, float[N,3,4,4] z) => (float[N,3,4,4] y, float[N,6,4,4] u)"
-        " { a = Conv(x, w) y = Conv(a, v) u = Conv(z, w) }",
-        w=weight(6, 3, 1, 1),
-        v=weight(3, 6, 1, 1, dead=(1,), axis=1),
-    )
-    assert_skips(
-        create("prune-channels"), proto, "layers share its weights, and copies without it would add 12 elements"
-    )
+    proto = of_a_shared_weight(weight(3, 6, 1, 1, dead=(1,), axis=1))
+    reason = "layers share its weights, and copies without it would add 12 elements"
+    assert_skips(create("prune-channels"), proto, reason)
 
 
 def test_subgraphs_are_pruned_too() -> None:

@@ -474,6 +474,8 @@ def test_a_division_by_what_was_zeroed_is_found_out() -> None:
       a = Conv(x, w) n = ReduceL2<axes=[0,2,3], keepdims=1>(a) d = Div(a, n) y = Conv(d, v) }"""
     proto = model(text, opset=13, w=draw(8, 3, 1, 1), v=draw(4, 8, 1, 1))
     result = graphopt.optimize(proto, [create("zero-channels", ratio=0.5)], keep_going=True)
+    assert [each.kept for each in result.report.passes] == [False]
+    assert "became nan" in result.report.passes[0].failure
     assert np.isfinite(Session(result.model).run(random_feeds(proto, 0))["y"]).all()
 
 

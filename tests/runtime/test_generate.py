@@ -82,8 +82,7 @@ def test_masks_are_padding_masks() -> None:
 
 
 def test_lengths_fit_the_sequence() -> None:
-    text = "g (float[S,N,3] x, int32[N] n) => (float[S,N,3] y) { y = ReverseSequence<batch_axis = 1>(x, n) }"
-    text = text.replace("int32", "int64")
+    text = "g (float[S,N,3] x, int64[N] n) => (float[S,N,3] y) { y = ReverseSequence<batch_axis = 1>(x, n) }"
     for feeds in drawn(text):
         assert feeds["x"].shape[1] == feeds["n"].shape[0]
         assert (feeds["n"] >= 1).all()
