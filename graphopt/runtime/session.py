@@ -39,7 +39,6 @@ class Session:
         optimize: bool = False,
         threads: int = 0,
         extra_outputs: Sequence[str] = (),
-        integers: bool = True,
     ) -> None:
         """Load a model.
 
@@ -49,13 +48,11 @@ class Session:
             optimize: Whether ONNX Runtime may rewrite the graph.
             threads: Threads per operator; 0 leaves the choice to ONNX Runtime.
             extra_outputs: Names of tensors of the main graph to give out too.
-            integers: Whether ``optimize`` may put integer kernels in the place of QuantizeLinear and DequantizeLinear;
-                if not, it folds those of weights.
 
         Raises:
             GraphoptError: ONNX Runtime cannot load the model.
         """
-        self.optimize, self._threads, self._integers = optimize, threads, integers
+        self.optimize, self._threads = optimize, threads
         if isinstance(model, bytes):
             self._session = self._open(model, None)
         elif isinstance(model, onnx.ModelProto):
@@ -118,8 +115,6 @@ class Session:
         settings.inter_op_num_threads = 1
         # Threads that spin while they wait cost more than they gain where others need the processor.
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        if not self._integers:
-            settings.add_session_config_entry("session.disable_quant_qdq", "1")
         if not self.optimize:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
         if folder is not None:
