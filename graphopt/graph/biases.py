@@ -8,10 +8,8 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.evaluate import evaluate
-from graphopt.graph.linear import read_layer
 from graphopt.graph.view import GraphView, is_op
 from graphopt.numerics.quantization import Floats, Quantized, with_scales
-from graphopt.result import Skip
 
 _LARGEST = 2**31 - 1
 
@@ -74,20 +72,24 @@ def find_bias(view: GraphView, node: gs.Node, channels: int, weight_rank: int) -
 
 
 def _added(view: GraphView, node: gs.Node, channels: int) -> Bias | None:
-    """Return the bias that an Add behind a MatMul brings; it stays float."""
-    try:
-        layer = read_layer(view, node)
-    except Skip:
+    """Return the bias that an Add behind a MatMul brings.
+
+    ONNX Runtime makes a Gemm of the two where the MatMul is of matrices, or all sizes are known, and computes that on
+    integers only if the bias is int32; elsewhere the Add stays by itself, and so does a float bias.
+    """
+    product, given = node.outputs[0], view.shape(node.inputs[0])
+    readers, shape = view.readers(product), view.shape(product)
+    if shape is None or view.is_output(product) or len(readers) != 1 or not is_op(readers[0], "Add"):
         return None
-    shape = view.shape(layer.output)
-    adder = view.producer(layer.output, "Add")
-    if adder is None or shape is None or layer.bias is None or layer.bias.size != channels:
+    adder = readers[0]
+    slot = 1 if adder.inputs[0] is product else 0
+    values = evaluate(view, adder.inputs[slot])
+    if values is None or values.shape[-1:] != (channels,) or values.size != channels or values.ndim > len(shape):
         return None
-    slot = next(index for index, tensor in enumerate(adder.inputs) if view.array(tensor) is not None)
-    stored = view.array(adder.inputs[slot])
-    if stored is None or stored.size != channels or not np.isfinite(stored).all():
+    if not np.isfinite(values).all() or view.edit.graph_of(adder) is not view.model.graph:
         return None
-    return Bias(adder, slot, layer.bias.reshape(-1), layer.output, len(shape) - 1, len(shape), fits=False)
+    fits = given is not None and (len(given) == 2 or all(isinstance(size, int) for size in given))
+    return Bias(adder, slot, values.astype(np.float64).reshape(-1), adder.outputs[0], len(shape) - 1, len(shape), fits)
 
 
 def with_room_for(values: NDArray[Any], quantized: Quantized, bias: Floats) -> Quantized:

@@ -208,6 +208,43 @@ def test_onnx_runtime_computes_on_integers(tmp_path: Path) -> None:
     assert not {"Conv", "Gemm", "Add", "Relu"} & set(kinds)
 
 
+PRODUCTS = {
+    "of matrices": ("float[N,16] x", "float[N,8] y", "h = MatMul(x, w) y = Add(h, b)", ["QGemm"]),
+    "with the bias first": ("float[N,16] x", "float[N,8] y", "h = MatMul(x, w) y = Add(b, h)", ["QGemm"]),
+    "of known sizes": ("float[2,3,16] x", "float[2,3,8] y", "h = MatMul(x, w) y = Add(h, b)", ["QGemm"]),
+    "that share all": (
+        "float[N,16] x",
+        "float[N,8] y",
+        "h = MatMul(x, w) a = Add(h, b) r = Exp(x) i = MatMul(r, w) c = Add(i, b) y = Mul(a, c)",
+        ["QGemm", "QGemm"],
+    ),
+    "of a free rank-3 input": (
+        "float[N,T,16] x",
+        "float[N,T,8] y",
+        "h = MatMul(x, w) y = Add(h, b)",
+        ["Add", "MatMulIntegerToFloat"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", PRODUCTS)
+def test_a_matmul_with_a_bias_is_computed_on_integers(case: str, tmp_path: Path) -> None:
+    inputs, outputs, text, kinds = PRODUCTS[case]
+    before = model(f"g ({inputs}) => ({outputs}) {{ {text} }}", w=draw(16, 8), b=draw(8, seed=1))
+    x = draw(4, 16, seed=2) if "[N,16]" in inputs else draw(2, 3, 16, seed=2)
+    after, _ = calibrated(before, x)
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 4
+    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(after.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    found = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert sorted(op for op in found if op in ("QGemm", "Gemm", "MatMul", "Add", "MatMulIntegerToFloat")) == kinds
+    expected = Session(before).run({"x": x})["y"]
+    for optimize in (False, True):
+        got = Session(after, optimize=optimize).run({"x": x})["y"]
+        assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) > 30
+
+
 def test_a_weight_behind_a_transpose_is_stored_as_the_layer_wants_it() -> None:
     text = "g (float[N,16] x) => (float[N,24] y) { t = Transpose<perm=[1,0]>(w) y = MatMul(x, t) }"
     weight = draw(24, 16)
