@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx
+from google.protobuf.message import DecodeError, EncodeError
 from numpy.typing import NDArray
 
 from graphopt.errors import GraphoptError
@@ -100,8 +101,8 @@ class Session:
         if not extra_outputs:
             return self._open(str(path), None)
         try:
-            proto = onnx.load(path, load_external_data=False)
-        except Exception as error:  # protobuf and the file system fail in several ways
+            proto = onnx.load(path, format="protobuf", load_external_data=False)
+        except (OSError, DecodeError) as error:
             raise GraphoptError(f"{path}: {one_line(error)}") from error
         return self._open(serialized(proto, extra_outputs), path.parent)
 
@@ -135,7 +136,7 @@ def serialized(proto: onnx.ModelProto, extra_outputs: Sequence[str] = ()) -> byt
     extra = [onnx.ValueInfoProto(name=name) for name in dict.fromkeys(extra_outputs) if name not in given]
     try:
         whole: bytes = proto.SerializeToString()
-    except Exception as error:  # protobuf's own errors, beyond 2 GB
+    except (EncodeError, ValueError) as error:  # which one, depends on how protobuf is built
         raise GraphoptError(f"the model cannot be serialized: {one_line(error)}") from error
     # Serialized messages merge by concatenation: this appends to the repeated field graph.output.
     return whole + (onnx.ModelProto(graph=onnx.GraphProto(output=extra)).SerializeToString() if extra else b"")
