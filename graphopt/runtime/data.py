@@ -90,7 +90,7 @@ class ArrayData:
     batch: int = 1
     fixed: bool = False
     split: "ArrayData | None" = None
-    generated: bool = False
+    generated = False
 
     @property
     def at_once(self) -> int:

@@ -4,6 +4,7 @@ import difflib
 import zipfile
 import zlib
 from collections.abc import Mapping
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,7 @@ def from_arrays(arrays: Arrays, model: Model) -> Data:
         if name in split and np.asarray(split[name]).dtype == data.stored[name].values.dtype:
             keys = (f"{name}.scale", f"{name}.offset")
             split = {key: arrays[key] for key in keys if key in arrays} | split
-    calibration = _collect(split, sign, SPLIT)
-    return ArrayData(data.stored, data.size, data.labels, data.batch, data.fixed, calibration)
+    return replace(data, split=_collect(split, sign, SPLIT))
 
 
 def _collect(arrays: Arrays, sign: Signature, prefix: str) -> ArrayData:
@@ -93,8 +93,8 @@ def _collect(arrays: Arrays, sign: Signature, prefix: str) -> ArrayData:
     for name, info in sign.inputs.items():
         if name not in arrays:
             raise DataError(f"no array {prefix + name!r} for the model's input {name!r} ({info})")
-        stored[name] = _stored(prefix + name, np.asarray(arrays[name]), info, arrays.get(f"{name}.scale"),
-                               arrays.get(f"{name}.offset"))  # fmt: skip
+        factors = arrays.get(f"{name}.scale"), arrays.get(f"{name}.offset")
+        stored[name] = _stored(prefix + name, np.asarray(arrays[name]), info, *factors)
         if _has_extra_axis(stored[name], info):
             per_sample.append(name)
     sizes = {name: len(each.values) for name, each in stored.items() if not each.shared}
@@ -145,8 +145,9 @@ def _stored(
         raise DataError(f"{label!r} is empty (shape {values.shape})")
     shared = values.ndim == 0 and not info.shape
     _require_shape(label, values, info, shared)
-    return Stored(values, info.dtype, (1.0 if factors[0] is None else factors[0]) if scaled else None,
-                  factors[1] or 0.0, shared)  # fmt: skip
+    if not scaled:
+        return Stored(values, info.dtype, shared=shared)
+    return Stored(values, info.dtype, 1.0 if factors[0] is None else factors[0], factors[1] or 0.0, shared)
 
 
 def _is_float(info: TensorInfo) -> bool:
