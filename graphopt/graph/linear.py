@@ -6,10 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.dequantize import is_dequantized
+from graphopt.graph.symbolic.fact import element_type
 from graphopt.graph.view import GraphView, is_op
 from graphopt.numerics.patches import output_rows, patch_rows, same_pads, windows
 from graphopt.result import Skip
@@ -222,8 +224,14 @@ def _write_bias(view: GraphView, node: gs.Node, slot: int, bias: Array) -> None:
     if slot < len(node.inputs) and not node.inputs[slot].is_empty():
         view.edit.set_values(node, slot, bias)
         return
-    kind = node.outputs[0].dtype or np.float32
-    view.edit.set_values(node, slot, bias, dtype=kind)
+    view.edit.set_values(node, slot, bias, dtype=_element_type(view, node))
+
+
+def _element_type(view: GraphView, node: gs.Node) -> "np.dtype[Any]":
+    """Return the element type that a layer computes in; float32 if neither the file nor the graph tells."""
+    around = [node.outputs[0], *node.inputs[:2]]
+    told = [element_type(tensor) or view.facts.type(tensor) for tensor in around]
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(next(filter(None, told), onnx.TensorProto.FLOAT)))
 
 
 def _require_own(view: GraphView, tensor: gs.Tensor) -> None:

@@ -226,3 +226,20 @@ def test_a_result_that_the_runtime_cannot_optimize_is_a_failure_in_one_line() ->
     again = graphopt.optimize(result.model, ["eliminate-dead"])
     assert again.ok
     assert f"{told}; the original neither" in again.report.notes
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_a_bias_that_a_pass_adds_has_the_type_of_its_layer(dtype: type[np.floating[Any]]) -> None:
+    """The file does not say in what type the layer computes, but the graph does."""
+    word = "float16" if dtype == np.float16 else "float"
+    proto = model(
+        f"g ({word}[N,3,8,8] x) => ({word}[N,6,6,6] y) {{ a = Relu(x) b = Conv(a, w) y = Relu(b) }}",
+        w=draw(6, 3, 3, 3, dtype=dtype),
+    )
+    data = {"x": draw(40, 3, 8, 8, dtype=dtype) + dtype(1)}
+    pass_ = create("quantize-weights", dtype="int4", representation="mul", bias_correction=True)
+    result = graphopt.optimize(proto, [pass_], data)
+    assert result.ok, result.report.failures
+    conv = next(node for node in result.model.graph.node if node.op_type == "Conv")
+    kinds = {each.name: onnx.helper.tensor_dtype_to_np_dtype(each.data_type) for each in result.model.graph.initializer}
+    assert kinds[conv.input[2]] == dtype
