@@ -74,6 +74,10 @@ class QuantizeWeights(Pass):
     10 there is no DequantizeLinear. The pass asks for opset 19, the first whose DequantizeLinear has half-precision
     scales and runs in ONNX's reference evaluator as well; 4- and 16-bit types and blocks need 21, int2 needs 25.
 
+    With GPTQ or bias correction the layers are done in order: each sees its inputs behind layers that are quantized
+    already, and is to give out what it gave out in float (Conv, Gemm and MatMul of the main graph whose weight is
+    theirs alone and read directly; the others are rounded to the nearest).
+
     Eight bits leave about 35 to 45 dB on a layer's weights and 30 dB and more on whole nets; an output below 20 dB (an
     error of a tenth of its size) means that a layer does not bear it. The floor is 6 dB for four bits, 3 dB for three,
     0 dB for two. Three bits are a grid of 8 levels within int4: for studies of accuracy, and for runtimes that repack.
@@ -162,7 +166,8 @@ class QuantizeWeights(Pass):
             return
         owners = [w for w in weights.values() if len(w.uses) == 1 and w.uses[0].layer.inputs[1] is w.source]
         data = view.calibration if view.calibration is not None else generate(view.model)
-        for seen in look(view, [weight.uses[0].layer for weight in owners], data, self.samples):
+        layers = [weight.uses[0].layer for weight in owners]
+        for seen in look(view, layers, data, self.samples, squares=self.rounding == "gptq"):
             yield weights[id(seen.layer.node.inputs[1])], seen
 
     def _quantize(self, view: GraphView, weight: Weight, seen: Seen | None) -> str:
@@ -187,10 +192,9 @@ class QuantizeWeights(Pass):
                 raise Skip(f"{name!r} keeps {most:.1f} dB at best, less than {self.min_sqnr:g}")
             raise Skip(f"{name!r} of {values.nbytes} bytes would not get smaller")
         how = ""
-        if seen is not None and self.rounding == "gptq" and self.representation != "qdq":
-            best, how = seen.round(values, best), " by GPTQ"
-        if seen is not None and self.bias_correction and seen.correct_bias(view, values, best):
-            how += " with its bias corrected"
+        if seen is not None:
+            rounded = self.rounding == "gptq" and self.representation != "qdq"
+            best, how = seen.finish(view, values, best, rounded, self.bias_correction)
         ranks = (other_rank(view, use.layer, best) for use in weight.uses)
         rank = next((rank for rank in ranks if rank is not None), None)
         Writer(view, weight.source, weight.home, values.dtype).write(best, self.representation, rank)

@@ -53,9 +53,9 @@ def gptq(
 
 def _factor(gram: Floats, damping: float) -> Floats:
     """Return the upper Cholesky factor of the damped Gram matrix's inverse."""
-    damped = gram.copy()
-    diagonal = np.diag_indices_from(damped)
-    damped[diagonal] += damping * float(damped[diagonal].mean()) + 1e-9
+    mean = float(np.diag(gram).mean())
+    damped = gram / mean if mean > 0 else np.zeros_like(gram)
+    damped[np.diag_indices_from(damped)] += damping
     lower = np.linalg.cholesky(np.linalg.inv(damped))
     upper: Floats = lower.T
     return upper

@@ -93,7 +93,7 @@ class Observer:
     def _mse(self, affine: Affine) -> tuple[float, float]:
         """Shrink the range in steps and keep the one of least squared error."""
         ranges = ((self.low * shrink, self.high * shrink) for shrink in np.linspace(1.0, 0.2, 81))
-        return min(ranges, key=lambda each: self._loss(*each, affine))
+        return min(ranges, key=lambda each: self._loss(each[0], each[1], affine))
 
     def _entropy(self, affine: Affine) -> tuple[float, float]:
         """Take the threshold whose quantized distribution diverges least from the clipped one.

@@ -37,6 +37,13 @@ class Moments:
         self.aa += a.transpose(0, 2, 1) @ a
         self.ay += a.transpose(0, 2, 1) @ y
 
+    def add_means(self, inputs: ArrayLike, outputs: ArrayLike) -> None:
+        """Add rows to the first moments only, which are all that ``corrected_bias`` needs."""
+        a, y = np.asarray(inputs, np.float64), np.asarray(outputs, np.float64)
+        self.rows += a.shape[1]
+        self.a += a.sum(axis=1)
+        self.y += y.sum(axis=1)
+
     def __add__(self, more: "Moments") -> "Moments":
         """Return the moments of the rows of both."""
         total = Moments(*self.ay.shape)
