@@ -48,10 +48,10 @@ class Bench:
         """Return the folded network with channels zeroed."""
         return self.run(self.folded, "zero-channels", criterion=criterion, ratio=ratio)
 
-    def taught(self, student: Model, epochs: int | None, teacher: Model | None = None, **settings: Any) -> Model:
-        """Distill into a student as ``graphopt distill`` does, from the folded original if no teacher is given."""
+    def taught(self, student: Model, epochs: int | None, **settings: Any) -> Model:
+        """Distill from the folded original into a student, as ``graphopt distill`` does."""
         chosen = Settings(epochs=epochs, threads=self.threads, **settings)
-        return distill(teacher or self.folded, student, self.data, chosen).student
+        return distill(self.folded, student, self.data, chosen).student
 
     def accuracy(self, model: Model) -> float:
         """Return top-1 on the 10,000 test images, in percent."""

@@ -11,9 +11,7 @@ ROUNDS = 15
 SECONDS = 10.0
 
 
-def median_latencies(
-    before: Model, after: Model, data: Data, *, rounds: int = ROUNDS, seconds: float = SECONDS
-) -> tuple[float, float]:
+def median_latencies(before: Model, after: Model, data: Data, *, rounds: int = ROUNDS) -> tuple[float, float]:
     """Return the median time of one run of each model, in ms, on one thread, optimizations on.
 
     Both run the same first batch of the data, in turn; the first run of each is not counted.
@@ -22,8 +20,8 @@ def median_latencies(
         before: The one model.
         after: The other.
         data: Where the batch comes from.
-        rounds: How many runs of each count, at most.
-        seconds: After this much time no further round begins (three are run in any case).
+        rounds: How many runs of each count, at most; after ``SECONDS`` no further round begins, but three are run in
+            any case.
 
     Raises:
         GraphoptError: ONNX Runtime cannot load or run a model.
@@ -35,7 +33,7 @@ def median_latencies(
     times: tuple[list[float], list[float]] = ([], [])
     begin = time.perf_counter()
     for done in range(rounds):
-        if done >= 3 and time.perf_counter() - begin > seconds:
+        if done >= 3 and time.perf_counter() - begin > SECONDS:
             break
         for session, spent in zip(sessions, times, strict=True):
             start = time.perf_counter()

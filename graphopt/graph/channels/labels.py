@@ -137,14 +137,14 @@ class Labels:
         if role != "aside" and use.roles[axis] == "aside":
             use.roles[axis], use.readers[axis] = role, node
 
-    def axes(self, node: gs.Node, slot: int, role: str = "aside") -> Axes:
+    def axes(self, node: gs.Node, slot: int) -> Axes:
         """Return the labels of all axes of an input; size-1 axes of constants have none."""
         rank = self.facts.rank(node.inputs[slot])
         if rank is None:
             return []
         constant = self.facts.is_constant(node.inputs[slot])
         return [
-            None if constant and self.facts.dim(node.inputs[slot], axis) == 1 else self.axis(node, slot, axis, role)
+            None if constant and self.facts.dim(node.inputs[slot], axis) == 1 else self.axis(node, slot, axis)
             for axis in range(rank)
         ]
 
@@ -212,9 +212,9 @@ class Labels:
         if not self.facts.is_constant(node.inputs[slot]):
             self.block(self.axis(node, slot, axis), f"{describe(node)} works along axis {axis}")
 
-    def carry(self, node: gs.Node, moves: dict[int, int], slot: int = 0, out: int = 0) -> None:
-        """Move axes of one input to axes of one output; an axis that does not move is pinned."""
-        source, target = node.inputs[slot], node.outputs[out]
+    def carry(self, node: gs.Node, moves: dict[int, int]) -> None:
+        """Move axes of the first input to axes of the first output; an axis that does not move is pinned."""
+        source, target = node.inputs[0], node.outputs[0]
         rank = self.facts.rank(target)
         axes: Axes = [None] * (rank or 0)
         for axis in range(self.facts.rank(source) or 0):
@@ -223,9 +223,9 @@ class Labels:
                 and rank is not None
                 and self.facts.dim(target, moves[axis]) == self.facts.dim(source, axis)
             ):
-                axes[moves[axis]] = self.axis(node, slot, axis)
+                axes[moves[axis]] = self.axis(node, 0, axis)
             elif not self.facts.is_constant(source):
-                self.block(self.axis(node, slot, axis), f"{describe(node)} works along axis {axis}")
+                self.block(self.axis(node, 0, axis), f"{describe(node)} works along axis {axis}")
         self.set(target, axes)
 
 
