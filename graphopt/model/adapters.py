@@ -99,10 +99,15 @@ def _resize_11(context: Raise, node: gs.Node) -> Around:
 def _resize_13(context: Raise, node: gs.Node) -> Around:
     if _peek(node, "coordinate_transformation_mode", "half_pixel") == "tf_half_pixel_for_nn":
         raise ModelError("the mode tf_half_pixel_for_nn is no longer part of ONNX")
-    scales = context.values(node.inputs[2]) if len(node.inputs) > 3 and node.inputs[3].name else None
-    if scales is not None and not scales.size:  # sizes beside scales, which until now had to be there, empty
+    if len(node.inputs) > 3 and node.inputs[3].name and _is_empty_or_unknown(context, node.inputs[2]):
         link_anew(node, [*node.inputs[:2], make_variable(""), node.inputs[3]], list(node.outputs))
     return ALONE
+
+
+def _is_empty_or_unknown(context: Raise, scales: gs.Tensor) -> bool:
+    """Whether the scales beside the sizes of a Resize say nothing: until opset 12 they had to be there, but empty."""
+    values = context.values(scales)
+    return values is None or not values.size
 
 
 def _scan_9(context: Raise, node: gs.Node) -> Around:

@@ -60,6 +60,11 @@ CASES: dict[str, tuple[str, int, dict[str, np.ndarray]]] = {
         11,
         {"e": np.zeros(0, np.float32), "s": np.array([2, 4, 12, 10])},
     ),
+    "Resize-11, scales there but empty, behind Identity": (
+        IMAGE + "{ n = Identity(e) y = Resize(x, n, n, s) }",
+        11,
+        {"e": np.zeros(0, np.float32), "s": np.array([2, 4, 12, 10])},
+    ),
     "Resize-11 inside If, scales there but empty": (
         "g (float[2,4,6,5] x, bool c) => (float[d,e,f,h] y) { y = If(c) "
         "<then_branch = t () => (float[2,4,9,5] z) { z = Resize(x, n, n, s) }, "

@@ -144,6 +144,20 @@ def test_inlining_tells_more_of_shapes(text: str) -> None:
     assert_rewrites(create("eliminate-noops"), model(text), ops={"Exp": 1, "Neg": 1})
 
 
+def test_absent_inputs_at_the_end_are_left_alone() -> None:
+    """Some exporters name all inputs of an operator, the absent ones with nothing; that alone is nothing to change."""
+    proto = model(
+        'g (float[3,2,4] x) => (float[1,2,5] y) { "", y = LSTM<hidden_size = 5>(x, w, r, b, "", "", "", "") }',
+        w=draw(1, 20, 4),
+        r=draw(1, 20, 5),
+        b=draw(1, 40),
+    )
+    for name in ("eliminate-noops", "eliminate-dead", "merge-duplicates", "fold-constants", "prune-channels"):
+        after, result = run_alone(create(name), proto)
+        assert not result.rewritten
+        assert after.SerializeToString() == proto.SerializeToString(), name
+
+
 def branch(name: str, out: str, weight: NDArray[Any]) -> onnx.GraphProto:
     """Two layers in a branch, whose weight has the same name in all branches."""
     nodes = [helper.make_node("Mul", ["x", "w"], [out])]

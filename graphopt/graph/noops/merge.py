@@ -162,7 +162,8 @@ def tidy_recurrent(place: Place) -> str | None:
     zeros = [slot for slot in (5, 6) if place.has(slot) and _is_zeros(place, node.inputs[slot])]
     for slot in zeros:
         view.edit.set_input(node, slot, gs.Variable.empty())
-    trim(node.inputs)
+    if zeros:
+        trim(node.inputs)
     dropped = drop_unused_outputs(place)
     return "starts from zeros by itself" if zeros else dropped
 
