@@ -12,9 +12,9 @@ from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph import GraphView
 from graphopt.graph.symbolic import Facts
 from graphopt.model import Model, fingerprint, raise_opset
+from graphopt.model.exporter import serialized_size
 from graphopt.model.fingerprint import Fingerprint, is_untouched, outline
 from graphopt.report import Check
-from graphopt.report.metrics import serialized_size
 from graphopt.result import PassResult
 from graphopt.runtime.check import compare_models
 from graphopt.runtime.feeds import Data

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx
@@ -9,11 +10,14 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt import FloatExact, GraphView, Pass, PassResult, Rewritten, Skip, Skipped, option
-from graphopt.graph.folding import Plan, in_function, may_fold, plan_folds
+from graphopt.graph.folding import in_function, may_fold, plan_folds
+from graphopt.graph.growth import Plan
 from graphopt.graph.symbolic import Facts
 from graphopt.graph.symbolic.attributes import attribute, tuple_of
 from graphopt.graph.symbolic.targets import expand_numbers, reshape_numbers
 from graphopt.graph.symbolic.values import LIMIT
+from graphopt.model import Model
+from graphopt.model.exporter import serialized_size
 from graphopt.model.ir import make_constant
 from graphopt.model.weights import TensorValues
 from graphopt.runtime.evaluate import evaluate_nodes
@@ -35,9 +39,13 @@ class FoldConstants(Pass):
     The constants have every bit that the nodes gave. Outputs are equal up to rounding nevertheless: a runtime packs a
     weight that it meets as a constant, and sums in another order then.
 
+    The file does not become larger than the run has found it, by more than ``allowance``: where all values together
+    would take more than they free, those that take the most for each node that they save are left alone. Values of up
+    to 256 bytes are not asked.
+
     Refused: what is random; QuantizeLinear and DequantizeLinear, which keep weights small; initializers that the
-    caller can override; types that numpy lacks; a value that would add more than ``max_growth`` bytes to the file; a
-    value whose size cannot be told before it is computed.
+    caller can override; types that numpy lacks; a value that would add more than ``max_growth`` bytes to the file, or
+    any to a file that must not grow; a value whose size cannot be told before it is computed.
     """
 
     name = "fold-constants"
@@ -45,15 +53,18 @@ class FoldConstants(Pass):
     keeps_facts = True
 
     max_growth: int = option(1 << 20, "Leave a value alone that would add more than so many bytes.", minimum=0)
+    allowance: int = option(0, "Let all values together make the file larger by so many bytes.", minimum=0)
 
     def run(self, view: GraphView) -> PassResult:
-        """Fold until nothing more can be: each value can make further shapes known."""
+        """Fold until nothing more can be: each value can make further shapes known, and room for others."""
         rewritten: list[Rewritten] = []
         broken: dict[int, str] = {}
         plan = Plan()
+        begun = _stored_bytes(view.original) if view.original is view.model and may_fold(view) else None
+        room = partial(_room, view, begun, self.allowance)
         while may_fold(view):
             facts = view.facts
-            plan = plan_folds(view, facts, self.max_growth, broken)
+            plan = plan_folds(view, facts, self.max_growth, room, broken)
             values, failures = _compute(view, facts, plan)
             if failures:
                 broken |= failures
@@ -61,12 +72,22 @@ class FoldConstants(Pass):
             found = _replace(view, plan, values) + _simplify_targets(view, facts)
             view.edit.settle()
             rewritten += found
-            if not found or not any(_is_news(facts, out, values) for out in plan.results):
+            if not found or not (plan.is_short or any(_is_news(facts, out, values) for out in plan.results)):
                 break
             facts.refresh()
         skipped = [Skipped(view.site(node), reason) for node, reason in plan.refused]
         moved, kept = _store_constants(view)
         return PassResult(tuple(rewritten + moved), tuple(skipped + kept))
+
+
+def _room(view: GraphView, begun: int | None, allowance: int) -> int:
+    """Return by how many bytes the model may grow, so that it becomes no larger than the run has found it."""
+    return (_stored_bytes(view.original) if begun is None else begun) + allowance - serialized_size(view.model)
+
+
+def _stored_bytes(model: Model) -> int:
+    """Return how large a model is on disk, or would be."""
+    return serialized_size(model) if model.stored_bytes is None else model.stored_bytes
 
 
 def _is_news(facts: Facts, tensor: gs.Tensor, values: dict[int, Array]) -> bool:

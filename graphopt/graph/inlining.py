@@ -59,7 +59,7 @@ class Inliner:
     def growth(self, function: Graph, nodes: Iterable[gs.Node]) -> int:
         """Return how many bytes the file would gain if these calls, all that there are, were inlined."""
         body = self._body(function)
-        return sum(body.size - _node_size(node) for node in nodes) - body.size
+        return sum(body.size - ir.node_bytes(node) for node in nodes) - body.size
 
     def require_inlinable(self, node: gs.Node, function: Graph) -> None:
         """Raise Skip if a call cannot be replaced by the body that it names."""
@@ -142,14 +142,14 @@ class Inliner:
         given_out = frozenset(id(tensor) for graph in graphs for tensor in graph.outputs)
         infos = [info for graph in graphs[1:] for info in [*graph.input_infos, *graph.output_infos]]
         stored: dict[int, gs.Constant] = {}
-        size = sum(_node_size(node) for node in function.nodes)
+        size = sum(ir.node_bytes(node) for node in function.nodes)
         for graph in graphs:
             held = [(tensor, tensor) for tensor in graph.initializers]
             for node in (node for node in graph.nodes if is_op(node, "Constant")):
                 value = node.attrs.get("value")
                 if isinstance(value, gs.Constant):
                     held.append((node.outputs[0], value))
-                    size -= _node_size(node) if graph is function else 0
+                    size -= ir.node_bytes(node) if graph is function else 0
             for tensor, value in held:
                 if id(tensor) not in given_out or (graph is function and not tensor.inputs):
                     stored[id(tensor)] = copy_constant(value)
@@ -241,14 +241,6 @@ class _Instance(Copier):
         if isinstance(copy, gs.Variable) and id(tensor) not in self._declared:
             copy.dtype = copy.shape = copy.declared = None
         return copy
-
-
-def _node_size(node: gs.Node) -> int:
-    """Return about how many bytes a node takes in a file."""
-    source = getattr(node, "source", None)
-    if source is not None:
-        return int(source.ByteSize()) + 4
-    return 4 + sum(len(each) + 3 for each in (node.name, node.op, *(t.name for t in [*node.inputs, *node.outputs])))
 
 
 def _no_graph(proto: onnx.GraphProto) -> gs.Graph:

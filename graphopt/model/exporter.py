@@ -46,6 +46,17 @@ def weight_bytes(model: Model) -> int:
     return sum(value_bytes(constant._values) for constant in model.constants())
 
 
+def serialized_size(model: Model) -> int:
+    """Return the bytes that the model takes as one file; the weights are counted, not copied."""
+    weights = 0
+
+    def count(tensor: TensorProto, data: Any) -> None:
+        nonlocal weights
+        weights += data.nbytes if isinstance(data, MappedValues) else len(data)
+
+    return int(write_model(model, count).ByteSize()) + weights
+
+
 def write_model(model: Model, place: Place) -> onnx.ModelProto:
     """Return the model as a proto, its big weights placed by ``place``."""
     model.adopt_constants()

@@ -169,6 +169,16 @@ def value_bytes(values: TensorValues | NDArray[Any]) -> int:
     return byte_size(data_type, values.shape)
 
 
+def node_bytes(node: gs.Node) -> int:
+    """Return about how many bytes a node takes in a file, its large weights left out."""
+    source = node.source if isinstance(node, Node) else None
+    if source is not None:
+        return int(source.ByteSize()) + 4
+    return 8 + sum(
+        len(name or "") + 3 for name in (node.name, node.op, *(t.name for t in [*node.inputs, *node.outputs]))
+    )
+
+
 def _same_bytes(left: NDArray[Any], right: NDArray[Any]) -> bool:
     """Whether two arrays of one type and shape are the same to the bit; neither is copied if it is contiguous."""
     if left.__array_interface__["data"] == right.__array_interface__["data"] and left.strides == right.strides:

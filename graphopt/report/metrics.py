@@ -4,10 +4,8 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import onnx_graphsurgeon as gs
-from onnx import TensorProto
 
 from graphopt.graph import GraphView
 from graphopt.graph.shapes import Shape
@@ -15,8 +13,7 @@ from graphopt.graph.symbolic import Expression, Facts
 from graphopt.graph.symbolic.values import SymbolicShape
 from graphopt.graph.view import is_op
 from graphopt.model import Model
-from graphopt.model.exporter import write_model
-from graphopt.model.weights import MappedValues
+from graphopt.model.exporter import serialized_size
 
 
 @dataclass(frozen=True)
@@ -50,17 +47,6 @@ def measure(model: Model, facts: Facts | None = None) -> Metrics:
     parameters = sum(math.prod(constant.shape) for constant in model.constants())
     size = serialized_size(model) if model.stored_bytes is None else model.stored_bytes
     return Metrics(sum(ops.values()), parameters, size, count_macs(view), dict(sorted(ops.items())))
-
-
-def serialized_size(model: Model) -> int:
-    """Return the bytes that the model takes as one file; the weights are counted, not copied."""
-    weights = 0
-
-    def count(tensor: TensorProto, data: Any) -> None:
-        nonlocal weights
-        weights += data.nbytes if isinstance(data, MappedValues) else len(data)
-
-    return int(write_model(model, count).ByteSize()) + weights
 
 
 def count_macs(view: GraphView) -> int | None:

@@ -13,9 +13,9 @@ import graphopt
 from graphopt import PassResult, Rewritten, Skipped
 from graphopt.graph.symbolic import Facts
 from graphopt.model import from_proto
+from graphopt.model.exporter import serialized_size
 from graphopt.report import Check, Metrics, PassReport, Report, measure
 from graphopt.report.html import to_html
-from graphopt.report.metrics import serialized_size
 from graphopt.report.text import print_report
 from graphopt.testing import model
 
