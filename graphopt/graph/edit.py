@@ -165,7 +165,7 @@ class Edit:
     # -- removing ------------------------------------------------------------------------------------------------------
 
     def splice_out(self, node: gs.Node, keep: gs.Tensor) -> None:
-        """Remove ``node``, whose first input nothing else reads; the producer before it now produces ``keep``."""
+        """Remove ``node``; what produced its first input now produces ``keep``. Other readers of it are the caller's."""
         before = node.inputs[0].inputs[0]
         index = next(i for i, tensor in enumerate(before.outputs) if tensor is node.inputs[0])
         self.remove([node])
@@ -190,12 +190,9 @@ class Edit:
             return
         same_graph = source.inputs and self._home.get(id(source.inputs[0])) is self.graph_of(node)
         if same_graph and not self.is_output(source) and not self.is_input(source):
-            readers = [reader for reader in source.outputs if reader is not node]
-            before = source.inputs[0]
-            index = next(i for i, tensor in enumerate(before.outputs) if tensor is source)
-            self.remove([node])
-            self.set_output(before, index, out)
-            if readers:
+            shared = any(reader is not node for reader in source.outputs)
+            self.splice_out(node, out)
+            if shared:
                 self.replace_uses(source, out)
             return
         node.op, node.domain, node.attrs = "Identity", None, {}
