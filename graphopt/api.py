@@ -80,14 +80,12 @@ def optimize(
         OptionError: A pass is unknown.
     """
     source = as_model(model)
-    chosen = [
-        create(each) if isinstance(each, str) else each for each in (DEFAULT_PASSES if passes is None else passes)
-    ]
+    named = DEFAULT_PASSES if passes is None else passes
+    chosen = [create(each) if isinstance(each, str) else each for each in named]
     feeds = as_data(data, source) if check or data is not None else None
     if check and feeds is not None:
         source = seen_running(source, feeds)
-    plan = Pipeline(chosen, feeds, check, keep_going, fixed_point, progress)
-    run = plan.run(source)
+    run = Pipeline(chosen, feeds, check, keep_going, fixed_point, progress).run(source)
     optimized, reports = run.after.model, run.reports
     judged = Verdict()
     if check and feeds is not None:

@@ -165,7 +165,7 @@ class Edit:
     # -- removing ------------------------------------------------------------------------------------------------------
 
     def splice_out(self, node: gs.Node, keep: gs.Tensor) -> None:
-        """Remove ``node``; what produced its first input now produces ``keep``. Other readers of it are the caller's."""
+        """Remove ``node``; what produced its first input now produces ``keep``. Its other readers are the caller's."""
         before = node.inputs[0].inputs[0]
         index = next(i for i, tensor in enumerate(before.outputs) if tensor is node.inputs[0])
         self.remove([node])
