@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
@@ -14,6 +14,7 @@ from graphopt.graph.symbolic.values import SymbolicShape
 from graphopt.graph.view import is_op
 from graphopt.model import Model
 from graphopt.model.exporter import serialized_size
+from graphopt.model.functions import Identity, called, functions, within
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Metrics:
     """The size of a model.
 
     Attributes:
-        nodes: Nodes of all graphs, Constant nodes left out.
+        nodes: Nodes of all graphs, those of a local function once for each call, Constant nodes left out.
         parameters: Elements of all stored tensors.
         bytes: Size of the file, external data included.
         macs: Multiply-accumulates of one run at batch size 1; None if a shape that they hang on is not static.
@@ -43,10 +44,32 @@ def measure(model: Model, facts: Facts | None = None) -> Metrics:
         facts: What is known of its tensors already; it saves asking.
     """
     view = GraphView(model, facts=facts)
-    ops = Counter(str(node.op) for node in view.nodes() if node.op != "Constant")
+    ops = _operators(model)
     parameters = sum(math.prod(constant.shape) for constant in model.constants())
     size = serialized_size(model) if model.stored_bytes is None else model.stored_bytes
     return Metrics(sum(ops.values()), parameters, size, count_macs(view), dict(sorted(ops.items())))
+
+
+def _operators(model: Model) -> Counter[str]:
+    """Count the nodes that runs go through by operator, calls of local functions by what stands in these."""
+    bodies = functions(model)
+    split = {key: _split(body, bodies) for key, body in bodies.items()}
+    ops, calls = _split(model.graph, bodies)
+    while calls:  # level by level: functions do not call themselves
+        below: Counter[Identity] = Counter()
+        for key, times in calls.items():
+            own, inner = split[key]
+            ops.update({op: count * times for op, count in own.items()})
+            below.update({each: count * times for each, count in inner.items()})
+        calls = below
+    return ops
+
+
+def _split(graph: gs.Graph, bodies: Container[Identity]) -> tuple[Counter[str], Counter[Identity]]:
+    """Count what a graph and those below it compute themselves, and what they call."""
+    nodes = [node for each in within(graph) for node in each.nodes if not is_op(node, "Constant")]
+    calls = Counter(key for node in nodes if (key := called(node)) in bodies)
+    return Counter(str(node.op) for node in nodes if called(node) not in bodies), calls
 
 
 def count_macs(view: GraphView) -> int | None:

@@ -119,3 +119,19 @@ def test_macs_are_unknown_where_space_is() -> None:
 def test_a_note_says_when_inputs_were_generated() -> None:
     relu = model("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
     assert any("generated" in note for note in graphopt.optimize(relu, []).report.notes)
+
+
+def test_nodes_of_functions_count_once_for_each_call() -> None:
+    proto = model(
+        """g (float[2] x) => (float[2] y) { a = local.F(x) b = local.G(a) c = local.F(b) y = Neg(c) }
+        <domain: "local", opset_import: ["" : 17, "local" : 1]> F (a) => (c) { b = local.G(a) c = local.G(b) }
+        <domain: "local", opset_import: ["" : 17]> G (a) => (c) {
+            t = Constant<value: tensor = bool {1}>()
+            b = If (t) <then_branch = yes () => (u) { u = Exp(a) }, else_branch = no () => (v) { v = Neg(a) }>
+            c = Neg(b)
+        }
+        <domain: "local", opset_import: ["" : 17]> H (a) => (b) { b = Sin(a) }"""
+    )
+    metrics = measure(from_proto(proto))
+    assert metrics.ops == {"Exp": 5, "If": 5, "Neg": 11}
+    assert metrics.nodes == 21
