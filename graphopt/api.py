@@ -32,7 +32,12 @@ AnyData = Data | Mapping[str, NDArray[Any]] | str | PathLike[str]
 
 @dataclass(frozen=True)
 class Result:
-    """What a run gives back."""
+    """What a run gives back.
+
+    Attributes:
+        optimized: The model; weights that no pass touched are still the file's.
+        report: What was done and measured.
+    """
 
     optimized: Model
     report: Report
@@ -119,6 +124,14 @@ def validate(
         candidate: The model to judge.
         data: What to run on; generated from the reference's signature if None.
         contract: What must hold; float rounding (rtol 1e-4, atol 1e-5) if None.
+
+    Returns:
+        What was measured per output, and whether all of it keeps the contract.
+
+    Raises:
+        ModelError: A model is unusable.
+        DataError: The data does not fit the reference.
+        GraphoptError: ONNX Runtime cannot load or run a model.
     """
     source = as_model(reference)
     judged = contract if contract is not None else FloatExact(rtol=1e-4, atol=1e-5)
@@ -132,6 +145,9 @@ def save_model(model: AnyModel, path: str | PathLike[str], external_data: Extern
         model: A loaded model, a proto, or a path to copy from.
         path: The target.
         external_data: "auto" (weights beside the model above 2 GB), "always" or "never".
+
+    Raises:
+        ModelError: The model is unusable, the target cannot be written, or weights of over 2 GB may not be external.
     """
     save(as_model(model), path, external_data)
 

@@ -151,7 +151,11 @@ class Student:
 
 
 def one_hot(labels: NDArray[np.int64] | None, shape: Sequence[int]) -> Array:
-    """Return labels as rows of the class scores' shape."""
+    """Return labels as rows of the class scores' shape, [samples, classes].
+
+    Raises:
+        ModelError: There are no labels, or they do not fit that shape.
+    """
     if labels is None or len(shape) != 2 or labels.max() >= shape[1]:
         raise ModelError(f"class scores of shape {list(shape)} do not fit the labels")
     rows = np.zeros(shape, np.float32)
