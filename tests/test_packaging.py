@@ -38,6 +38,12 @@ def test_every_pass_file_is_registered() -> None:
     assert {name.replace("-", "_") for name in points} == files
 
 
+def test_every_pass_has_its_tests() -> None:
+    for path in {*ROOT.glob("passes/*.py")} - {ROOT / "passes" / "__init__.py"}:
+        tests = ROOT / "tests" / "passes"
+        assert (tests / f"test_{path.stem}.py").exists() or (tests / path.stem).is_dir(), path.stem
+
+
 def imports(path: Path) -> set[str]:
     """Return every module that a file imports at run time; what stands under TYPE_CHECKING does not count."""
     tree = ast.parse(path.read_text())
