@@ -95,7 +95,9 @@ class QuantizeWeights(Pass):
     granularity: Literal["tensor", "channel", "block"] = option(
         "channel", "Which values share a scale: all, an output channel, or neighbours within one."
     )
-    block_size: int = option(32, "Largest number of values in a block; the nearest divisor is taken.", minimum=2)
+    block_size: int = option(
+        32, "Largest number of values in a block; the largest divisor that runtimes bear is taken.", minimum=2
+    )
     symmetric: bool = option(True, "Map zero to the middle of the range; otherwise the range follows the values.")
     range: Literal["minmax", "percentile", "mse", "std"] = option("minmax", "Which range of values to cover.")
     percentile: float = option(99.9, "Share of values that --range percentile covers.", minimum=50, maximum=100)
@@ -222,7 +224,7 @@ class QuantizeWeights(Pass):
         tries = (
             (wide, group)
             for first in self._groupings(values.shape, weight)
-            for wide, group in ladder(affine, first, values.shape, axis)
+            for wide, group in ladder(affine, first, values.shape, axis, _is_product(weight))
             if opset >= lowest_opset(wide.kind.name, wide.kind.opset, group, form)
         )
         return climb(values, tries, range_rule(self.range, self.percentile, self.deviations), self.min_sqnr, room)
@@ -231,7 +233,7 @@ class QuantizeWeights(Pass):
         """Yield how values are to share scales, from what was asked for to what is always possible."""
         channel = weight.channel_axis
         if self.granularity == "block":
-            finest = blocks(shape, weight.summed_axis, self.block_size)
+            finest = blocks(shape, weight.summed_axis, self.block_size, _is_product(weight))
             if finest is not None:
                 yield finest
         if self.granularity != "tensor" and channel is not None:
@@ -261,6 +263,11 @@ def _quantized_already(view: GraphView) -> Iterator[Skipped]:
         values = view.array(node.inputs[index])
         if values is not None and values.dtype.kind in "iu":
             yield Skipped(view.site(node), f"{node.inputs[index].name!r} holds {values.dtype} values for {node.op}")
+
+
+def _is_product(weight: Weight) -> bool:
+    """Whether a weight is that of a matrix product."""
+    return any(use.layer.op in ("MatMul", "Gemm") for use in weight.uses)
 
 
 def _is_site(view: GraphView, weight: Weight) -> bool:

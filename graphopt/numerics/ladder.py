@@ -11,21 +11,34 @@ _MORE_BITS |= {"uint3": "uint4", "uint4": "uint8", "uint8": "uint16"}
 _FINEST_BLOCK = 16
 
 
-def blocks(shape: tuple[int, ...], axis: int | None, size: int) -> Grouping | None:
+def blocks(shape: tuple[int, ...], axis: int | None, size: int, product: bool = False) -> Grouping | None:
     """Return blocks of at most ``size`` that divide ``axis``; None if there is no axis or it cannot be divided.
 
-    ONNX lets the last block be shorter, but OpenVINO refuses that.
+    ONNX lets the last block be shorter, but OpenVINO refuses that. Those of the weight of a matrix ``product`` have a
+    multiple of 4 values, above 32 of 32, or all: OpenVINO 2026.4 computes something else with 8 bits in blocks of
+    others than multiples of 4, with 4 bits in odd ones and in those above 32 that are no multiple of it.
     """
     if axis is None or shape[axis] <= 1:
         return None
-    block = next(block for block in range(min(size, shape[axis]), 0, -1) if shape[axis] % block == 0)
-    return Grouping(axis, block) if block >= min(_FINEST_BLOCK, size, shape[axis]) else None
+    length = shape[axis]
+    least = min(_FINEST_BLOCK, size, length)
+    divisors = (block for block in range(min(size, length), least - 1, -1) if length % block == 0)
+    block = next((each for each in divisors if not product or each == length or _bearable(each)), None)
+    return None if block is None else Grouping(axis, block)
+
+
+def _bearable(block: int) -> bool:
+    """Whether OpenVINO computes a matrix product right if the weight's blocks have this size."""
+    return block % 4 == 0 and (block <= 32 or block % 32 == 0)
 
 
 def ladder(
-    affine: Affine, first: Grouping, shape: tuple[int, ...], summed: int | None
+    affine: Affine, first: Grouping, shape: tuple[int, ...], summed: int | None, product: bool = False
 ) -> Iterator[tuple[Affine, Grouping]]:
-    """Yield what was asked for, then ever finer blocks along ``summed``, then the same with more bits."""
+    """Yield what was asked for, then ever finer blocks along ``summed``, then the same with more bits.
+
+    ``product`` is as in ``blocks``.
+    """
     kind: str | None = affine.kind.name
     while kind is not None:
         wide = replace(affine, kind=TYPES[kind])
@@ -33,7 +46,7 @@ def ladder(
         size = 128 if first.block is None else first.block // 2
         seen = {first}
         while size >= _FINEST_BLOCK:
-            finer = blocks(shape, summed, size)
+            finer = blocks(shape, summed, size, product)
             if finer is not None and finer not in seen and finer.count(shape) > first.count(shape):
                 seen.add(finer)
                 yield wide, finer

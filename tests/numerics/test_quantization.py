@@ -144,6 +144,15 @@ def test_blocks_divide_their_axis(length: int, size: int, block: int | None) -> 
     assert blocks((8, length), 1, size) == (None if block is None else Grouping(1, block))
 
 
+@pytest.mark.parametrize(
+    ("length", "size", "block"),
+    [(64, 32, 32), (48, 32, 24), (200, 32, 20), (200, 40, 20), (100, 25, 20), (50, 32, None), (25, 32, 25),
+     (192, 96, 96), (72, 18, None), (24, 8, 8), (20, 10, None)],
+)  # fmt: skip
+def test_blocks_of_a_matrix_product(length: int, size: int, block: int | None) -> None:
+    assert blocks((length, 8), 0, size, product=True) == (None if block is None else Grouping(0, block))
+
+
 def test_the_ladder_goes_to_finer_blocks_then_to_more_bits() -> None:
     steps = [(a.kind.name, g.block) for a, g in ladder(Affine(TYPES["int4"]), Grouping(0), (8, 64), 1)]
     finer = [None, 64, 32, 16]

@@ -546,6 +546,26 @@ def test_columns_that_fill_no_byte(product: str, columns: int, granularity: Any,
     assert not run_alone(QuantizeWeights(dtype=kind, granularity=granularity), after)[1].rewritten
 
 
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int4"])
+@pytest.mark.parametrize("form", ["dq", "mul", "qdq"])
+@pytest.mark.parametrize("length", [50, 72, 75, 200])
+def test_openvino_computes_blocks_of_any_matrix(length: int, form: Any, kind: Any) -> None:
+    """Blocks of 25, 24, 25 and 40 would be the largest divisors, of which it bears 24 alone."""
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+    for product in ("y = MatMul(x, w)", "t = Transpose<perm=[1,0]>(w) y = MatMul(x, t)", "y = Gemm<transB=1>(x, w)"):
+        weight = draw(length, 64)
+        stored = weight if product == "y = MatMul(x, w)" else np.ascontiguousarray(weight.T)
+        before = model(f"g (float[3,{length}] x) => (float[3,64] y) {{ {product} }}", 21, 10, w=stored)
+        each = QuantizeWeights(dtype=kind, representation=form, granularity="block", block_size=40)
+        after, result = run_alone(each, before)
+        assert len(result.rewritten) == 1
+        feeds = random_feeds(before, 1)
+        found = core.compile_model(core.read_model(after.SerializeToString()), "CPU", settings)(feeds)[0]
+        expected = Session(after).run(feeds)["y"]
+        assert np.abs(found - expected).max() < 1e-3 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("kind", ["int8", "uint4", "float8"])
 def test_one_block_that_fills_its_axis(kind: Any) -> None:
     before = model("g (float[3,16] x) => (float[3,200] y) { y = MatMul(x, w) }", 21, 10, w=draw(16, 200))
