@@ -58,16 +58,33 @@ def _append(node: gs.Node, place: int, *tensors: gs.Tensor | None) -> None:
     node.inputs.extend([make_variable("") if tensor is None else tensor for tensor in added])
 
 
+def _to_input(name: str) -> Adapter:
+    """Integers that have moved from an attribute to the second input."""
+
+    def adapt(context: Raise, node: gs.Node) -> Around:
+        values = _take(node, name)
+        if values is not None:
+            _append(node, 1, context.integers(node, name, values))
+        return ALONE
+
+    return adapt
+
+
+def _first_output_alone(why: str) -> Adapter:
+    """Further outputs go; where something reads one, ``why`` says what stands against it."""
+
+    def adapt(context: Raise, node: gs.Node) -> Around:
+        if any(context.is_used(tensor) for tensor in node.outputs[1:]):
+            raise ModelError(why)
+        link_anew(node, list(node.inputs), list(node.outputs[:1]))
+        return ALONE
+
+    return adapt
+
+
 def _batch_normalization_9(context: Raise, node: gs.Node) -> Around:
     if not _take(node, "spatial", 1):
         raise ModelError("statistics per element (spatial=0) are no longer part of ONNX")
-    return ALONE
-
-
-def _batch_normalization_14(context: Raise, node: gs.Node) -> Around:
-    if any(context.is_used(tensor) for tensor in node.outputs[1:]):
-        raise ModelError("it trains: its statistics are given out")
-    link_anew(node, list(node.inputs), list(node.outputs[:1]))
     return ALONE
 
 
@@ -112,13 +129,6 @@ def _is_empty_or_unknown(context: Raise, scales: gs.Tensor) -> bool:
 
 def _scan_9(context: Raise, node: gs.Node) -> Around:
     raise ModelError("Scan with a batch axis and sequence lengths is no longer part of ONNX")
-
-
-def _dropout_10(context: Raise, node: gs.Node) -> Around:
-    if any(context.is_used(tensor) for tensor in node.outputs[1:]):
-        raise ModelError("its mask, which something reads, becomes boolean")
-    link_anew(node, list(node.inputs), list(node.outputs[:1]))
-    return ALONE
 
 
 def _dropout_12(context: Raise, node: gs.Node) -> Around:
@@ -178,20 +188,6 @@ def _softmax_13(context: Raise, node: gs.Node) -> Around:
     return Around(before, [make_node("Reshape", "", {}, [normal, shape], [out], None, None)])
 
 
-def _axes_to_input(context: Raise, node: gs.Node) -> Around:
-    axes = _take(node, "axes")
-    if axes is not None:
-        _append(node, 1, context.integers(node, "axes", axes))
-    return ALONE
-
-
-def _split_13(context: Raise, node: gs.Node) -> Around:
-    sizes = _take(node, "split")
-    if sizes is not None:
-        _append(node, 1, context.integers(node, "split", sizes))
-    return ALONE
-
-
 def _split_18(context: Raise, node: gs.Node) -> Around:
     if len(node.inputs) < 2 or not node.inputs[1].name:
         node.attrs["num_outputs"] = len(node.outputs)
@@ -230,7 +226,7 @@ ADAPTERS: dict[tuple[str, int], Adapter] = {
     ("BatchNormalization", 9): _batch_normalization_9,
     ("Upsample", 9): _upsample_9,
     ("Scan", 9): _scan_9,
-    ("Dropout", 10): _dropout_10,
+    ("Dropout", 10): _first_output_alone("its mask, which something reads, becomes boolean"),
     ("Slice", 10): _slice_10,
     ("TopK", 10): _top_k_10,
     ("Upsample", 10): _upsample_10,
@@ -242,16 +238,16 @@ ADAPTERS: dict[tuple[str, int], Adapter] = {
     ("Erf", 13): _erf_13,
     ("Hardmax", 13): _softmax_13,
     ("LogSoftmax", 13): _softmax_13,
-    ("ReduceSum", 13): _axes_to_input,
+    ("ReduceSum", 13): _to_input("axes"),
     ("Resize", 13): _resize_13,
     ("Softmax", 13): _softmax_13,
-    ("Split", 13): _split_13,
-    ("Squeeze", 13): _axes_to_input,
-    ("Unsqueeze", 13): _axes_to_input,
-    ("BatchNormalization", 14): _batch_normalization_14,
+    ("Split", 13): _to_input("split"),
+    ("Squeeze", 13): _to_input("axes"),
+    ("Unsqueeze", 13): _to_input("axes"),
+    ("BatchNormalization", 14): _first_output_alone("it trains: its statistics are given out"),
     ("RoiAlign", 16): _roi_align_16,
     ("Split", 18): _split_18,
-    **{(f"Reduce{kind}", 18): _axes_to_input for kind in _REDUCTIONS},
+    **{(f"Reduce{kind}", 18): _to_input("axes") for kind in _REDUCTIONS},
     ("DFT", 20): _dft_20,
     ("GridSample", 20): _grid_sample_20,
     ("GroupNormalization", 21): _group_normalization_21,
