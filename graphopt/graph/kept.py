@@ -62,14 +62,18 @@ class KeptChannels:
         Whether the input had all channels of the original is for the rows of the layers behind to show.
         """
         bounds = [self._view.array(tensor) for tensor in node.inputs[1:]]
-        rank = len(self._view.shape(node.inputs[0]) or ())
+        shape = self._view.shape(node.inputs[0]) or ()
+        rank = len(shape)
         if any(values is None for values in bounds) or not bounds or not rank:
             return None
         if node.op == "Gather":
             axis, places = int(node.attrs.get("axis", 0)), np.asarray(bounds[0], dtype=np.int64)
         elif len(bounds) == 3 and all(values is not None and values.size == 1 for values in bounds):
             start, end, axis = (int(np.ravel(values)[0]) for values in bounds if values is not None)
-            places = np.arange(start, end)
+            size = shape[axis] if -rank <= axis < rank else None
+            if not isinstance(size, int):
+                return None
+            places = np.arange(size)[start:end]  # the end may be any large number
         else:
             return None
         turned = self._view.producer(node.inputs[0], "Transpose")

@@ -46,8 +46,9 @@ class SideBySide:
 
     def distance(self) -> float:
         """Return how far the outputs are apart on the held-out samples: noise over the original's spread, summed up."""
-        shared = {str(tensor.name) for tensor in self.original.graph.outputs}
-        names = [str(tensor.name) for tensor in self.student.graph.outputs if str(tensor.name) in shared]
+        shared = {str(tensor.name) for tensor in self.original.graph.outputs if tensor.inputs}
+        own = (str(tensor.name) for tensor in self.student.graph.outputs if tensor.inputs)
+        names = [name for name in own if name in shared]
         noise, count, total, square = (np.zeros(len(names)) for _ in range(4))
         for student, original, held in self.batches(names, names):
             for index, name in enumerate(names):

@@ -257,3 +257,51 @@ def test_a_bias_that_a_pass_adds_has_the_type_of_its_layer(dtype: type[np.floati
     conv = next(node for node in result.model.graph.node if node.op_type == "Conv")
     kinds = {each.name: onnx.helper.tensor_dtype_to_np_dtype(each.data_type) for each in result.model.graph.initializer}
     assert kinds[conv.input[2]] == dtype
+
+
+def test_outputs_that_are_stored_do_not_hinder_recovery() -> None:
+    """A graph may give out a weight; nothing of that is to be learnt."""
+    proto = model(
+        "g (float[N,6] x) => (float[N,4] y, float[4] b) { h = MatMul(x, w) r = Relu(h) m = MatMul(r, v)"
+        " y = Add(m, b) }",
+        w=draw(6, 12),
+        v=draw(12, 4),
+        b=draw(4),
+    )
+    passes = [create("zero-channels", ratio=0.5), create("prune-channels"), create("reconstruct", samples=64)]
+    result = graphopt.optimize(proto, passes, {"x": draw(64, 6)})
+    assert result.ok, result.report.failures
+    assert result.report.passes[2].result.rewritten
+
+
+def test_constant_channels_are_folded_in_double_precision() -> None:
+    """What a channel holds goes through the operators in float64, so that models of float64 lose nothing."""
+    w, b = draw(8, 6, dtype=np.float64), draw(6, dtype=np.float64)
+    w[:, [1, 3, 4]] = 0
+    proto = model(
+        "g (double[5,8] x) => (double[5,3] y) { h = Gemm(x, w, b) d = Sub(k, h) s = Sigmoid(d) y = MatMul(s, v) }",
+        w=w,
+        b=b,
+        k=draw(1, dtype=np.float64),
+        v=draw(6, 3, dtype=np.float64),
+    )
+    after, result = run_alone(create("prune-channels"), proto)
+    assert [each.detail for each in result.rewritten] == ["3 channels removed"]
+    feeds = random_feeds(proto, 0)
+    np.testing.assert_allclose(Session(after).run(feeds)["y"], Session(proto).run(feeds)["y"], rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("end", [2**31 - 1, 2**63 - 1, -1])
+def test_recovery_behind_a_slice_to_the_end(end: int) -> None:
+    """An exporter may write any large number for the end of an axis; it is nothing to count up to."""
+    proto = model(
+        "g (float[N,6] x) => (float[N,4] y) { h = MatMul(x, w) s = Slice(h, a, e, i) r = Relu(s) y = MatMul(r, v) }",
+        w=draw(6, 13),
+        v=draw(12, 4),
+        a=np.array([1 if end > 0 else 0]),
+        e=np.array([end]),
+        i=np.array([1]),
+    )
+    passes = [create("zero-channels", ratio=0.5), create("prune-channels"), create("reconstruct", samples=64)]
+    result = graphopt.optimize(proto, passes, {"x": draw(64, 6)})
+    assert result.ok, result.report.failures

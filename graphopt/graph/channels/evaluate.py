@@ -37,7 +37,7 @@ def evaluate(node: gs.Node, inputs: list[Vector | float | None], opset: int) -> 
         (name, tuple(value) if isinstance(value, list) else value) for name, value in sorted(plain.items())
     )
     scalars = tuple(value if isinstance(value, (float, type(None))) else "vector" for value in inputs)
-    values = _run(str(node.op), opset, settings, scalars, columns.astype(np.float32).tobytes())
+    values = _run(str(node.op), opset, settings, scalars, columns.tobytes())
     if values is None or len(values) != columns.shape[1]:
         return None
     result[ready] = values[place.ravel()]
@@ -49,18 +49,19 @@ def _run(
     op: str, opset: int, settings: tuple[tuple[str, object], ...], scalars: tuple[Any, ...], data: bytes
 ) -> NDArray[np.float64] | None:
     """Run one operator in ONNX's reference implementation; None if it refuses."""
-    vectors = np.frombuffer(data, dtype=np.float32).reshape(sum(s == "vector" for s in scalars), -1)
+    vectors = np.frombuffer(data, dtype=np.float64).reshape(sum(s == "vector" for s in scalars), -1)
     names, feeds, rows = [], {}, iter(vectors)
     for index, scalar in enumerate(scalars):
         names.append("" if scalar is None else f"x{index}")
         if scalar is not None:
-            feeds[names[-1]] = next(rows) if scalar == "vector" else np.float32(scalar)
+            feeds[names[-1]] = next(rows) if scalar == "vector" else np.float64(scalar)
     settings_map: dict[str, Any] = {
         name: list(value) if isinstance(value, tuple) else value for name, value in settings
     }
     node = onnx.helper.make_node(op, names, ["y"], **settings_map)
-    infos = [onnx.helper.make_tensor_value_info(n, 1, list(np.shape(v))) for n, v in feeds.items()]
-    result = onnx.helper.make_tensor_value_info("y", 1, [vectors.shape[1]])
+    kind = onnx.TensorProto.DOUBLE
+    infos = [onnx.helper.make_tensor_value_info(n, kind, list(np.shape(v))) for n, v in feeds.items()]
+    result = onnx.helper.make_tensor_value_info("y", kind, [vectors.shape[1]])
     graph = onnx.helper.make_graph([node], "one", infos, [result])
     model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", opset)])
     try:
