@@ -13,16 +13,17 @@ from graphopt.model import Model
 from graphopt.numerics.gptq import gptq
 from graphopt.numerics.grouping import spread
 from graphopt.numerics.quantization import Array, Floats, Quantized, dequantize
-from graphopt.numerics.reconstruction import Moments, corrected_bias, ridge
+from graphopt.numerics.reconstruction import Layer, Moments, corrected_bias, ridge
 from graphopt.result import Skip
 from graphopt.runtime.capture import Runs
 from graphopt.runtime.feeds import Data
+from graphopt.runtime.side_by_side import Mask, held_out
 
 _ROWS_PER_RUN = 4096
 _BYTES_AT_ONCE = 1 << 28
-_STAGES = 32
-_HELD = 0.1
-"""How strongly weights are held to what they are when they are fitted, relative to the variance of what they see."""
+_STAGES = 128
+_DAMPINGS = (0.01, 0.1, 1.0, 10.0)
+"""How strongly weights may be held to what they are when they are fitted, relative to the variance of what they see."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +32,14 @@ class Seen:
 
     Attributes:
         layer: The layer, with its float parameters.
-        moments: Of its inputs with the layers before it quantized, and of its outputs in float, less its bias.
+        moments: Of its inputs with the layers before it quantized, and of its outputs in float, less its bias: of four
+            samples in five, and of the others.
         rehearsal: The float model, in which layers that are done compute what their quantized forms will.
         fit: Whether the data are worth learning from.
     """
 
     layer: LinearLayer
-    moments: Moments
+    moments: tuple[Moments, Moments]
     rehearsal: "_Rehearsal"
     fit: bool
 
@@ -51,36 +53,45 @@ class Seen:
         Raises:
             Skip: The new values overflow the layer's type.
         """
-        bias, how = self.layer.bias, ""
+        bias, how, total = self.layer.bias, "", self.moments[0] + self.moments[1]
         corrected = corrected and bias is not None
         if rounded:
-            quantized, how = self._round(values, quantized, corrected), " by GPTQ"
+            quantized, how = self._round(values, quantized, total, corrected), " by GPTQ"
         real = self._matrix(dequantize(quantized)) * self._factor
         if bias is not None and corrected:
-            bias, how = bias + corrected_bias(self.moments, real), f"{how} with its bias corrected"
+            bias, how = bias + corrected_bias(total, real), f"{how} with its bias corrected"
         self.rehearsal.take_over(view.site(self.layer.node), real, bias)
         if corrected:
             self.layer.write(view, None, bias)
         return quantized, how
 
-    def _round(self, values: Array, quantized: Quantized, corrected: bool) -> Quantized:
-        """Choose the levels whose outputs are the nearest to the float ones, their mean left to the bias if corrected.
-
-        GPTQ starts from the weight of least ``|A w'^T - Y|^2 + damping |w' - w|^2``: what the layers before have lost
-        is made up for where it can be.
-        """
+    def _round(self, values: Array, quantized: Quantized, total: Moments, corrected: bool) -> Quantized:
+        """Choose the levels whose outputs are the nearest to the float ones, the mean left to the bias if corrected."""
         shape, grouping = values.shape, quantized.grouping
         zero = np.zeros(()) if quantized.zero_point is None else quantized.zero_point.astype(np.float64)
         full = [np.broadcast_to(spread(each, shape, grouping), shape) for each in (quantized.scale, zero)]
         weight, scale, offset = (self._matrix(each) for each in (values.astype(np.float64), *full))
-        gram = self.moments.centred()[0] if corrected else self.moments.aa
-        best = weight
-        if self.fit:
-            best = ridge(self.moments, weight * self._factor, _HELD, intercept=corrected).weight / self._factor
+        gram = total.centred()[0] if corrected else total.aa
+        best = self._fitted(weight * self._factor, total, corrected) / self._factor if self.fit else weight
         pairs = [gptq(best[g], gram[g], quantized.affine, scale[g], offset[g]) for g in range(len(gram))]
         levels = self._stored(np.stack([pair[0] for pair in pairs]), shape)
         error = np.stack([pair[1] for pair in pairs]) - weight
         return replace(quantized, levels=levels, noise=float(np.square(error).sum()))
+
+    def _fitted(self, weight: Floats, total: Moments, corrected: bool) -> Floats:
+        """Return the weight that makes up for what the layers before have lost, where that can be learnt.
+
+        It is the one of least ``|A w'^T - Y|^2 + damping |w' - w|^2``. A layer that sees few rows would learn them by
+        heart, so the damping is the one that is best on the samples that are set aside, or the weight stays.
+        """
+        learnt, aside = self.moments
+        if not learnt.rows or not aside.rows:
+            return weight
+        kept = Layer(weight, corrected_bias(learnt, weight) if corrected else np.zeros(weight.shape[:2]))
+        tries = [ridge(learnt, weight, damping, intercept=corrected) for damping in _DAMPINGS]
+        errors = [float(aside.error(each.weight, each.bias).sum()) for each in (*tries, kept)]
+        best = int(np.argmin(errors))
+        return weight if best == len(tries) else ridge(total, weight, _DAMPINGS[best], intercept=corrected).weight
 
     @property
     def _factor(self) -> float:
@@ -89,7 +100,7 @@ class Seen:
 
     def _matrix(self, stored: Array) -> Array:
         """Return a weight as the layer stores it as [G, M, K]."""
-        groups, _, inputs = self.moments.aa.shape
+        groups, _, inputs = self.moments[0].aa.shape
         flat = stored if self._rows_first else stored.T
         return flat.reshape(groups, -1, inputs)
 
@@ -120,30 +131,42 @@ class _Rehearsal:
         layer.write(self._copy, weight, bias)
         self._differs = True
 
-    def watch(self, layers: Sequence[LinearLayer], data: Data, samples: int, squares: bool) -> list[Moments]:
-        """Run on data and return the moments of each layer; without ``squares`` only the means."""
+    def watch(
+        self, layers: Sequence[LinearLayer], data: Data, samples: int, squares: bool
+    ) -> list[tuple[Moments, Moments]]:
+        """Run on data and return the moments of each layer, see ``Seen``; without ``squares`` only the means.
+
+        What the first layer reads comes from the copy. Were it so for a layer behind it too, both would make up for the
+        same errors, and together for too much; so that one sees the float inputs.
+        """
         names = [str(tensor.name) for layer in layers for tensor in (layer.input, layer.output)]
+        first = str(layers[0].input.name)
         original = Runs(self._original, names, data, samples)
-        pairs: Iterable[tuple[Mapping[str, Any], Mapping[str, Any]]] = ((each, each) for _, each in original)
+        pairs: Iterable[tuple[int, Mapping[str, Any], Mapping[str, Any]]]
+        pairs = ((count, each, each) for count, each in original)
         if self._differs:
-            copy = Runs(self._copy.model, [str(layer.input.name) for layer in layers], original.data, samples)
-            pairs = ((wanted, given) for (_, wanted), (_, given) in zip(original, copy, strict=True))
+            copy = Runs(self._copy.model, [first], original.data, samples)
+            pairs = ((count, wanted, given) for (count, wanted), (_, given) in zip(original, copy, strict=True))
         rng = np.random.default_rng(0)
-        found = [Moments(groups, inputs, outputs) for groups, outputs, inputs in map(_shape, layers)]
-        for wanted, given in pairs:
+        found = [(_moments(layer), _moments(layer)) for layer in layers]
+        done = 0
+        for count, wanted, given in pairs:
+            aside = held_out(done, count)
+            done += count
             for moments, layer in zip(found, layers, strict=True):
-                x, y = given[str(layer.input.name)], wanted[str(layer.output.name)]
-                if x.shape == wanted[str(layer.input.name)].shape:
-                    _add(moments, layer, *layer.rows(x, y, _ROWS_PER_RUN, rng), squares)
+                source, y = str(layer.input.name), wanted[str(layer.output.name)]
+                x = given[source] if source == first else wanted[source]
+                if x.shape == wanted[source].shape:
+                    _add(moments, layer, *layer.rows(x, y, _ROWS_PER_RUN, rng), aside, squares)
         return found
 
 
 def look(view: GraphView, nodes: list[gs.Node], data: Data, samples: int, squares: bool = True) -> Iterator[Seen]:
     """Yield what each layer sees, for those Conv, Gemm and MatMul of the main graph that alone own their weight.
 
-    In the order of the graph, in up to 32 stages of at most 256 MB of moments. In each stage the float model runs once,
-    and so does a copy in which the layers of the stages before are as ``Seen.finish`` has left them. The graph itself
-    may change meanwhile.
+    In the order of the graph, a stage for each tensor that layers read (128 stages at most, of 256 MB of moments). In a
+    stage the float model runs once, and so does a copy in which the layers of the stages before are as ``Seen.finish``
+    has left them. The graph itself may change meanwhile.
 
     Args:
         view: The model.
@@ -158,36 +181,44 @@ def look(view: GraphView, nodes: list[gs.Node], data: Data, samples: int, square
     rehearsal = _Rehearsal(view.model.copy())
     for stage in _stages(layers, squares):
         for layer, moments in zip(stage, rehearsal.watch(stage, data, samples, squares), strict=True):
-            if moments.rows:
+            if moments[0].rows or moments[1].rows:
                 yield Seen(layer, moments, rehearsal, not data.generated)
 
 
 def _stages(layers: list[LinearLayer], squares: bool) -> Iterator[list[LinearLayer]]:
-    """Cut the layers into stages."""
-    most = -(-len(layers) // _STAGES)
+    """Cut the layers into stages; those that read the same tensor are together if there is room."""
+    most = -(-len({id(layer.input) for layer in layers}) // _STAGES)
     stage: list[LinearLayer] = []
-    size = 0
     for layer in layers:
-        if len(stage) == most or (stage and size + _bytes(layer, squares) > _BYTES_AT_ONCE):
+        inputs = {id(each.input) for each in (*stage, layer)}
+        size = sum(_bytes(each, squares) for each in (*stage, layer))
+        if stage and (len(inputs) > most or size > _BYTES_AT_ONCE):
             yield stage
-            stage, size = [], 0
+            stage = []
         stage.append(layer)
-        size += _bytes(layer, squares)
     if stage:
         yield stage
 
 
-def _add(moments: Moments, layer: LinearLayer, rows: Array, outputs: Array, squares: bool) -> None:
-    """Add rows and the float outputs less the layer's bias, if they are finite."""
+def _add(
+    moments: tuple[Moments, Moments], layer: LinearLayer, rows: Array, outputs: Array, aside: Mask, squares: bool
+) -> None:
+    """Add rows, sorted by sample, and the float outputs less the layer's bias, if they are finite."""
     rows, outputs = rows.astype(np.float64), outputs.astype(np.float64)
     if not np.isfinite(rows).all() or not np.isfinite(outputs).all():
         return
     if layer.bias is not None:
         outputs = outputs - layer.bias[:, None, :]
-    if squares:
-        moments.add(rows, outputs)
-    else:
-        moments.add_means(rows, outputs)
+    marks = aside[np.arange(rows.shape[1]) * len(aside) // max(rows.shape[1], 1)]
+    for part, chosen in zip(moments, (~marks, marks), strict=True):
+        if chosen.any():
+            add = part.add if squares else part.add_means
+            add(rows[:, chosen], outputs[:, chosen])
+
+
+def _moments(layer: LinearLayer) -> Moments:
+    groups, outputs, inputs = _shape(layer)
+    return Moments(groups, inputs, outputs)
 
 
 def _readable(view: GraphView, node: gs.Node) -> LinearLayer | None:
@@ -203,7 +234,7 @@ def _readable(view: GraphView, node: gs.Node) -> LinearLayer | None:
 
 def _bytes(layer: LinearLayer, squares: bool) -> int:
     groups, outputs, inputs = _shape(layer)
-    return 8 * groups * inputs * (inputs + outputs) if squares else 0
+    return 16 * groups * inputs * (inputs + outputs) if squares else 0
 
 
 def _shape(layer: LinearLayer) -> tuple[int, int, int]:
