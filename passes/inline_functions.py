@@ -41,37 +41,50 @@ class InlineFunctions(Pass):
         """Inline what the main graph calls, then what these bodies call, and so on."""
         inliner = Inliner(view)
         rewritten: list[Rewritten] = []
-        refused: dict[int, Skipped] = {}
+        skipped: list[Skipped] = []
         inlined: dict[int, Graph] = {}
-        while waiting := [(node, body) for node, body in inliner.calls() if id(node) not in refused]:
-            nodes_of: dict[int, list[gs.Node]] = {}
-            for node, function in waiting:
-                nodes_of.setdefault(id(function), []).append(node)
+        waiting = inliner.calls(view.model.graph.nodes)
+        while waiting:
+            kept, opened = self._kept(inliner, waiting), list[gs.Node]()
             for node, function in waiting:
                 site = view.site(node)
                 try:
                     view.require_permitted(site)
-                    self._require_wanted(inliner, function, nodes_of[id(function)])
+                    if id(function) in kept:
+                        raise Skip(kept[id(function)])
                     inliner.require_inlinable(node, function)
                 except Skip as reason:
-                    refused[id(node)] = Skipped(site, str(reason))
+                    skipped.append(Skipped(site, str(reason)))
                     continue
-                count = inliner.inline(node, function)
+                nodes = inliner.inline(node, function)
+                opened += nodes
                 inlined[id(function)] = function
-                rewritten.append(Rewritten(site, f"{full_name(function)}: {count} node{'s' * (count != 1)}"))
-            view.edit.settle()
+                rewritten.append(Rewritten(site, f"{full_name(function)}: {len(nodes)} node{'s' * (len(nodes) != 1)}"))
+            waiting = inliner.calls(opened)
         if inlined:
+            view.edit.settle()
             inliner.drop_unused(inlined.values())
-        return PassResult(tuple(rewritten), (*refused.values(), *_left_inside(view)))
+        return PassResult(tuple(rewritten), (*skipped, *_left_inside(view)))
 
-    def _require_wanted(self, inliner: Inliner, function: Graph, nodes: list[gs.Node]) -> None:
-        """Raise Skip if a function is to stay, whatever call it is."""
-        require_no_kernel(function)
-        if {identity(function)[0], full_name(function)} & set(self.keep):
-            raise Skip(f"{full_name(function)} is to be kept")
-        growth = inliner.growth(function, nodes)
-        if growth > self.max_growth:
-            raise Skip(f"the {len(nodes)} calls of {full_name(function)} would add {growth} bytes to the file")
+    def _kept(self, inliner: Inliner, calls: list[tuple[gs.Node, Graph]]) -> dict[int, str]:
+        """Return for each function, by ``id``, that is to stay whatever calls it: why."""
+        nodes_of: dict[int, list[gs.Node]] = {}
+        for node, function in calls:
+            nodes_of.setdefault(id(function), []).append(node)
+        kept: dict[int, str] = {}
+        for key, function in {id(function): function for _, function in calls}.items():
+            try:
+                require_no_kernel(function)
+                if {identity(function)[0], full_name(function)} & set(self.keep):
+                    raise Skip(f"{full_name(function)} is to be kept")
+                growth = inliner.growth(function, nodes_of[key])
+                if growth > self.max_growth:
+                    raise Skip(
+                        f"the {len(nodes_of[key])} calls of {full_name(function)} would add {growth} bytes to the file"
+                    )
+            except Skip as reason:
+                kept[key] = str(reason)
+        return kept
 
 
 def _left_inside(view: GraphView) -> Iterator[Skipped]:

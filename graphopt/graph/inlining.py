@@ -1,6 +1,7 @@
 """Puts the body of a local function in the place of a call."""
 
-from collections.abc import Callable, Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from graphopt.model.attributes import read_attribute
 from graphopt.model.copy import Copier, copy_constant
 from graphopt.model.functions import called, full_name, functions, identity, within
 from graphopt.model.ir import Constant, Graph, Node
+from graphopt.model.order import bodies
 from graphopt.model.weights import TensorValues
 from graphopt.result import Skip
 
@@ -51,13 +53,18 @@ class Inliner:
         self._bodies: dict[int, _Body] = {}
         self._taken: set[str] | None = None
 
-    def calls(self) -> list[tuple[gs.Node, Graph]]:
-        """Return every call that is not in the body of a function, with the function."""
-        nodes = (node for graph in within(self._view.model.graph) for node in graph.nodes)
-        return [(node, body) for node in nodes if (body := self._functions.get(called(node))) is not None]
+    def calls(self, nodes: Sequence[gs.Node]) -> list[tuple[gs.Node, Graph]]:
+        """Return every call among nodes and those below them, with the function."""
+        inner = (each for node in nodes for body in bodies(node) for graph in within(body) for each in graph.nodes)
+        found = itertools.chain(nodes, inner)
+        return [(node, body) for node in found if (body := self._functions.get(called(node))) is not None]
 
     def growth(self, function: Graph, nodes: Iterable[gs.Node]) -> int:
-        """Return how many bytes the file would gain if these calls, all that there are, were inlined."""
+        """Return how many bytes the file would gain if these calls, all that there are, were inlined.
+
+        Raises:
+            Skip: The function cannot be inlined anywhere.
+        """
         body = self._body(function)
         return sum(body.size - ir.node_bytes(node) for node in nodes) - body.size
 
@@ -82,8 +89,8 @@ class Inliner:
                 if isinstance(value, gs.Node.AttributeRef) and value.name not in attributes:
                     raise Skip(f"{full_name(function)} needs the attribute {value.name!r}, which the call leaves out")
 
-    def inline(self, node: gs.Node, function: Graph) -> int:
-        """Put the body in the place of a call that ``require_inlinable`` lets through; return how many nodes it has."""
+    def inline(self, node: gs.Node, function: Graph) -> list[gs.Node]:
+        """Put the body in the place of a call that ``require_inlinable`` lets through; return its nodes."""
         body, edit = self._body(function), self._view.edit
         given = dict(body.stored)
         for index, formal in enumerate(function.inputs):
@@ -103,7 +110,7 @@ class Inliner:
         for out, source in repeated:
             edit.add_node(node, "Identity", [source], [out])
         self._import(body.opsets)
-        return len(nodes)
+        return nodes
 
     def drop_unused(self, inlined: Iterable[Graph]) -> None:
         """Drop those of these functions that nothing calls any more, and imports of domains that are of no use then."""
