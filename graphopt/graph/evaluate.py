@@ -8,8 +8,7 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graphopt.graph.view import GraphView, is_op, widen
-from graphopt.result import Skip
+from graphopt.graph.view import GraphView, is_op, require_found
 
 Values = NDArray[Any]
 
@@ -60,13 +59,7 @@ def require_values(view: GraphView, *tensors: gs.Tensor) -> list[NDArray[np.floa
     Raises:
         Skip: A tensor is absent, not constant, not numeric, or holds NaN or Inf.
     """
-    arrays = []
-    for tensor in tensors:
-        values = evaluate(view, tensor)
-        if values is None:
-            raise Skip(f"{tensor.name!r} is not constant")
-        arrays.append(widen(values, str(tensor.name)))
-    return arrays
+    return [require_found(evaluate(view, tensor), tensor) for tensor in tensors]
 
 
 def _shape_of(view: GraphView, node: gs.Node) -> Values | None:

@@ -161,13 +161,18 @@ class GraphView:
         Raises:
             Skip: A tensor is absent, not constant, not numeric, or holds NaN or Inf.
         """
-        arrays = []
-        for tensor in tensors:
-            values = self.array(tensor)
-            if values is None:
-                raise Skip(f"{tensor.name!r} is not constant")
-            arrays.append(widen(values, str(tensor.name)))
-        return arrays
+        return [require_found(self.array(tensor), tensor) for tensor in tensors]
+
+
+def require_found(values: NDArray[np.generic] | None, tensor: gs.Tensor) -> NDArray[np.float64]:
+    """Return what was found of a tensor's values as float64.
+
+    Raises:
+        Skip: Nothing was found, or the values are not numeric or hold NaN or Inf.
+    """
+    if values is None:
+        raise Skip(f"{tensor.name!r} is not constant")
+    return widen(values, str(tensor.name))
 
 
 def widen(values: NDArray[np.generic], name: str) -> NDArray[np.float64]:

@@ -157,9 +157,7 @@ class Dropout(Elementwise):
         if any(facts.is_needed(out) for out in node.outputs[1:]):
             Transfer.backward(self, node, facts)
         elif facts.is_needed(node.outputs[0]):
-            facts.need(node.inputs[0], facts.needed_axes(node.outputs[0]))
-            for tensor in node.inputs[1:]:
-                facts.need(tensor)
+            facts.need_inputs(node, facts.needed_axes(node.outputs[0]))
 
 
 def _trains(node: gs.Node, facts: Facts) -> bool:

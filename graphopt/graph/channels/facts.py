@@ -215,6 +215,12 @@ class Facts:
         old = self._needed[id(tensor)]
         self._needed[id(tensor)] = {axis: old[axis] | masks[axis] for axis in old.keys() & masks.keys()}
 
+    def need_inputs(self, node: gs.Node, masks: dict[int, Mask]) -> None:
+        """Record that a node needs its first input, except where a mask is False, and all of the others."""
+        self.need(node.inputs[0], masks)
+        for tensor in node.inputs[1:]:
+            self.need(tensor)
+
     def is_needed(self, tensor: gs.Tensor) -> bool:
         """Whether any reader needs anything of a tensor."""
         return id(tensor) in self._needed

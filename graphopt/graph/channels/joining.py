@@ -129,9 +129,7 @@ class Picking(Transfer):
                 mask: Mask = np.zeros(size, dtype=bool)
                 mask[indices[masks[axis]] if axis in masks else indices] = True
                 masks[axis] = mask
-            facts.need(node.inputs[0], masks)
-            for tensor in node.inputs[1:]:
-                facts.need(tensor)
+            facts.need_inputs(node, masks)
 
     def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
         """Labels are picked."""

@@ -111,9 +111,7 @@ class LayerNormalization(Transfer):
         elif facts.is_needed(node.outputs[0]):
             first = node.attrs.get("axis", -1) % rank
             masks = facts.needed_axes(node.outputs[0])
-            facts.need(node.inputs[0], {axis: mask for axis, mask in masks.items() if axis < first})
-            for tensor in node.inputs[1:]:
-                facts.need(tensor)
+            facts.need_inputs(node, {axis: mask for axis, mask in masks.items() if axis < first})
 
     def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
         """Only the axes before the normalized ones can be cut; the last of the output has labels of its own."""

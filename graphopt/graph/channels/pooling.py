@@ -27,9 +27,7 @@ class Spatial(Transfer):
             super().backward(node, facts)
         elif facts.is_needed(node.outputs[0]):
             masks = facts.needed_axes(node.outputs[0])
-            facts.need(node.inputs[0], {axis: mask for axis, mask in masks.items() if axis <= 1})
-            for tensor in node.inputs[1:]:
-                facts.need(tensor)
+            facts.need_inputs(node, {axis: mask for axis, mask in masks.items() if axis <= 1})
 
     def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
         """Axes 0 and 1 pass, space is pinned."""

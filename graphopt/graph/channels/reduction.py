@@ -42,9 +42,7 @@ class Reduction(Transfer):
                 for axis, known in facts.known_axes(node.inputs[0]).items():
                     if axis not in moves:
                         masks[axis] = ~(known == 0)
-        facts.need(node.inputs[0], masks)
-        for tensor in node.inputs[1:]:
-            facts.need(tensor)
+        facts.need_inputs(node, masks)
 
     def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
         """The axes that stay pass; a summed axis can lose its noughts, any other reduced axis is pinned."""

@@ -32,9 +32,7 @@ class Moving(Transfer):
         """Needs move back with their axis."""
         if facts.is_needed(node.outputs[0]):
             partial, moves = facts.needed_axes(node.outputs[0]), self.moves(node, facts) or {}
-            facts.need(node.inputs[0], {axis: partial[out] for axis, out in moves.items() if out in partial})
-            for tensor in node.inputs[1:]:
-                facts.need(tensor)
+            facts.need_inputs(node, {axis: partial[out] for axis, out in moves.items() if out in partial})
 
     def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
         """Labels move with their axis."""
@@ -136,9 +134,7 @@ class Reshape(Transfer):
             folded = flat.reshape(sizes)
             for place, axis in enumerate(ins):
                 masks[axis] = np.asarray(np.moveaxis(folded, place, 0).reshape(sizes[place], -1).any(axis=1))
-        facts.need(node.inputs[0], masks)
-        for tensor in node.inputs[1:]:
-            facts.need(tensor)
+        facts.need_inputs(node, masks)
 
     def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
         """Merged axes repeat their labels; a split axis goes whole rows or whole columns at a time."""

@@ -32,9 +32,7 @@ class Keeping(Transfer):
         if facts.is_needed(node.outputs[0]):
             partial = facts.needed_axes(node.outputs[0])
             moves = self.kept(node, facts).items()
-            facts.need(node.inputs[0], {axis: partial[out] for axis, out in moves if out in partial})
-            for tensor in node.inputs[1:]:
-                facts.need(tensor)
+            facts.need_inputs(node, {axis: partial[out] for axis, out in moves if out in partial})
 
     def couple(self, node: gs.Node, facts: Facts, labels: Labels) -> None:
         """Labels pass along the axes that do; the others are pinned."""
