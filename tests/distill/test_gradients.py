@@ -1,5 +1,6 @@
 """Gradients against central differences in float64 on the ONNX reference evaluator, and against torch where it is."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -319,8 +320,6 @@ def test_an_operator_without_a_rule_is_named() -> None:
 
 
 def test_without_onnx_ad_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
     proto, feeds = case("conv", TensorProto.FLOAT)
     monkeypatch.setitem(sys.modules, "onnx_ad", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'graphopt\[distill\]'"):

@@ -13,7 +13,7 @@ from graphopt.graph.edit import Edit
 from graphopt.graph.symbolic import Facts
 from graphopt.graph.symbolic import expression as ex
 from graphopt.graph.symbolic.targets import expand_numbers, reshape_numbers
-from graphopt.model import from_proto
+from graphopt.model import from_proto, to_proto
 from graphopt.runtime.session import Session
 from graphopt.testing import model
 
@@ -190,8 +190,6 @@ def test_claims_hold_on_onnx_runtime(name: str, sizes: tuple[int, int, int]) -> 
 
 def from_text(text: str) -> onnx.ModelProto:
     """Parse without the checker, which wants sorted nodes, and sort by importing."""
-    from graphopt.model import to_proto
-
     header = '<ir_version: 8, opset_import: ["" : 18]>'
     proto = onnx.parser.parse_model(f"{header} {text}")
     weights = {**WEIGHTS, "w": np.ones((2, 3, 3, 3), dtype=np.float32)}

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import graphopt
 from graphopt import create
+from graphopt.runtime.session import Session
 from graphopt.testing import assert_rewrites, assert_untouched, model, run_alone
 
 YES, NO = np.array(True), np.array(False)
@@ -202,8 +203,6 @@ def check_equal(before: onnx.ModelProto, after: onnx.ModelProto) -> None:
 
 
 def outputs(proto: onnx.ModelProto, feeds: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    from graphopt.runtime.session import Session
-
     return Session(proto).run(feeds)
 
 

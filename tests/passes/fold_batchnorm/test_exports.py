@@ -13,6 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from graphopt.graph import GraphView
+from graphopt.model import from_proto
 from graphopt.numerics.compare import Comparer
 from graphopt.runtime.session import Session
 from graphopt.testing import (
@@ -269,9 +271,6 @@ def test_paddle_ocr_networks_fold_completely(name: str, height: int, width: int)
 
 
 def test_a_veto_is_kept() -> None:
-    from graphopt.graph import GraphView
-    from graphopt.model import from_proto
-
     proto = model(CONV.format(attrs=""), w=draw(4, 3, 3, 3), **draw_batchnorm(4))
     result = FoldBatchNorm().apply(GraphView(from_proto(proto), vetoes={"y": "it lies"}))
     assert not result.rewritten
