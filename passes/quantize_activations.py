@@ -134,7 +134,11 @@ class QuantizeActivations(Pass):
         placement = place(view, [layer.node for layer in layers])
         observers = {str(t.name): Observer(self.range == "minmax") for t in placement.tensors.values()}
         corrected = self.bias_correction and not data.generated and min(data.size, self.samples) >= FEWEST
-        biases = [_bias(view, layer.node, layer.operand) for layer in layers] if corrected else []
+        biases = (
+            [find_bias(view, each.node, each.operand.values.shape, each.operand.axis) for each in layers]
+            if corrected
+            else []
+        )
         means = Means(view.model, {str(b.output.name): (b.axis, b.rank) for b in biases if b is not None})
         runs = Runs(view.model, [*observers, *means.names], data, self.samples, means.form)
         for samples, tensors in runs:
@@ -181,6 +185,8 @@ class QuantizeActivations(Pass):
         for operand in operands:
             if operand.values.dtype != np.float32:
                 raise Skip(f"{name!r} is {operand.values.dtype}, integer kernels want float32 around them")
+            if self.target == "cpu" and operand.values.shape[:2] == (1, 1) and is_op(operand.layers[0], "Conv"):
+                raise Skip(f"{name!r} is a filter of one channel, which ONNX Runtime computes faster on floats")
         for data in (use.layer.inputs[0] for use in weight.uses):
             if is_dequantized(view, data) or view.producer(data, "DequantizeLinear"):
                 raise Skip(f"{data.name!r} is quantized already")
@@ -257,7 +263,7 @@ class QuantizeActivations(Pass):
         """Quantize what these layers read as their weight; return for each the detail for the report, and its bias."""
         values = operand.values
         scales = [float(ranges[id(node.inputs[0])][0]) for node in nodes]
-        biases = [_bias(view, node, operand) for node in nodes]
+        biases = [find_bias(view, node, values.shape, axis) for node in nodes]
         quantized = quantize(values, _EIGHT_BITS, Grouping(operand.axis))
         integer = [
             (bias, scale)
@@ -284,12 +290,6 @@ class QuantizeActivations(Pass):
             constants = view.edit.constant(f"{name}_s", scale), view.edit.constant(f"{name}_z", zero)
             for tensor in group:
                 insert(view, tensor, *constants)
-
-
-def _bias(view: GraphView, node: gs.Node, operand: Operand) -> Bias | None:
-    """Return the bias of a layer, if it has one."""
-    channels = operand.values.shape[operand.axis] if operand.axis is not None else 0
-    return find_bias(view, node, channels, operand.values.ndim)
 
 
 def _left_float(view: GraphView, weight: Weight) -> dict[str, str]:

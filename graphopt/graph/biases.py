@@ -56,8 +56,16 @@ class Bias:
         view.edit.set_input(self.node, self.slot, real)
 
 
-def find_bias(view: GraphView, node: gs.Node, channels: int, weight_rank: int) -> Bias | None:
-    """Return the bias of a layer of the main graph: constant, finite, one value per channel; None if there is none."""
+def find_bias(view: GraphView, node: gs.Node, shape: tuple[int, ...], axis: int | None) -> Bias | None:
+    """Return the bias of a layer of the main graph: constant, finite, one value per channel; None if there is none.
+
+    Args:
+        view: The model.
+        node: The layer.
+        shape: Of its weight.
+        axis: The axis of the weight that holds the channels, if there is one.
+    """
+    channels = 0 if axis is None else shape[axis]
     if is_op(node, "MatMul"):
         return _added(view, node, channels)
     if len(node.inputs) < 3 or node.inputs[2].is_empty():
@@ -68,7 +76,7 @@ def find_bias(view: GraphView, node: gs.Node, channels: int, weight_rank: int) -
     factors = [node.attrs.get(name, 1.0) for name in ("alpha", "beta")]
     if factors[1] != 1.0:
         return None
-    return Bias(node, 2, values.astype(np.float64), node.outputs[0], 1, weight_rank, factors[0] == 1.0)
+    return Bias(node, 2, values.astype(np.float64), node.outputs[0], 1, len(shape), factors[0] == 1.0)
 
 
 def _added(view: GraphView, node: gs.Node, channels: int) -> Bias | None:
