@@ -134,11 +134,8 @@ class QuantizeActivations(Pass):
         placement = place(view, [layer.node for layer in layers])
         observers = {str(t.name): Observer(self.range == "minmax") for t in placement.tensors.values()}
         corrected = self.bias_correction and not data.generated and min(data.size, self.samples) >= FEWEST
-        biases = (
-            [find_bias(view, each.node, each.operand.values.shape, each.operand.axis) for each in layers]
-            if corrected
-            else []
-        )
+        ends = [(each.node, each.operand) for each in layers if corrected]
+        biases = [find_bias(view, node, operand.values.shape, operand.axis) for node, operand in ends]
         means = Means(view.model, {str(b.output.name): (b.axis, b.rank) for b in biases if b is not None})
         runs = Runs(view.model, [*observers, *means.names], data, self.samples, means.form)
         for samples, tensors in runs:
@@ -263,7 +260,7 @@ class QuantizeActivations(Pass):
         """Quantize what these layers read as their weight; return for each the detail for the report, and its bias."""
         values = operand.values
         scales = [float(ranges[id(node.inputs[0])][0]) for node in nodes]
-        biases = [find_bias(view, node, values.shape, axis) for node in nodes]
+        biases = [find_bias(view, node, values.shape, operand.axis) for node in nodes]
         quantized = quantize(values, _EIGHT_BITS, Grouping(operand.axis))
         integer = [
             (bias, scale)
