@@ -68,7 +68,8 @@ def optimize(
 
     Args:
         model: A path, a proto or a loaded model; it is not changed.
-        passes: Passes or their names; None runs fold-batchnorm, prune-channels and quantize-weights.
+        passes: Passes or their names; None runs fold-batchnorm, prune-channels and quantize-weights, on a model with
+            local functions inline-functions before them.
         data: A path that ``--data`` would take, or arrays by input name; None generates inputs from the signature.
         check: Whether to prove each pass and the whole run; without, nothing is run.
         keep_going: Whether to run the passes after one that failed.
@@ -85,7 +86,7 @@ def optimize(
         OptionError: A pass is unknown.
     """
     source = as_model(model)
-    named = DEFAULT_PASSES if passes is None else passes
+    named = default_passes(source) if passes is None else passes
     chosen = [create(each) if isinstance(each, str) else each for each in named]
     feeds = as_data(data, source) if check or data is not None else None
     if check and feeds is not None:
@@ -112,6 +113,11 @@ def optimize(
         notes=(*source.repairs, *judged.notes, *slower(timing, optimized)),
     )
     return Result(optimized, report)
+
+
+def default_passes(model: Model) -> list[str]:
+    """Return the passes that run where none is named; bodies of local functions go to where they are called first."""
+    return [*(["inline-functions"] if model.functions else []), *DEFAULT_PASSES]
 
 
 def validate(

@@ -19,7 +19,7 @@ class Preset:
 
 
 PRESETS = {
-    "default": Preset(("fold-batchnorm", "prune-channels", "quantize-weights"), fixed_point=False),
+    "default": Preset(("inline-functions", "fold-batchnorm", "prune-channels", "quantize-weights"), fixed_point=False),
     "clean": Preset(
         (
             "inline-functions",

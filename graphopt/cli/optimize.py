@@ -17,7 +17,6 @@ from graphopt.model import load, save
 from graphopt.model.save import ExternalPolicy
 from graphopt.presets import PRESETS, preset_passes
 from graphopt.recipe import read_recipe
-from graphopt.registry import create
 from graphopt.report import Report
 from graphopt.report.html import to_html
 from graphopt.report.text import print_report
@@ -57,7 +56,8 @@ def optimize(
 ) -> int:
     """Run passes over SOURCE, prove each against ONNX Runtime, and write TARGET.
 
-    With no PASS, runs fold-batchnorm, prune-channels and quantize-weights. `graphopt passes` lists what is installed.
+    With no PASS, runs fold-batchnorm, prune-channels and quantize-weights, on a model with local functions
+    inline-functions before them. `graphopt passes` lists what is installed.
     """
     chosen, fixed_point = _choose(passes, recipe, preset)
     _require_writable(target)
@@ -89,8 +89,8 @@ def optimize(
     return 0 if told.ok else 1
 
 
-def _choose(passes: Sequence[Pass], recipe: str | None, preset: str | None) -> tuple[Sequence[Pass], bool]:
-    """Return the passes to run and whether to repeat them; they come from one place only."""
+def _choose(passes: Sequence[Pass], recipe: str | None, preset: str | None) -> tuple[Sequence[Pass] | None, bool]:
+    """Return the passes to run, None if none is named, and whether to repeat them; they come from one place only."""
     given = [name for name, there in (("PASS", passes), ("--recipe", recipe), ("--preset", preset)) if there]
     if len(given) > 1:
         raise OptionError(f"{given[0]} and {given[1]} cannot be used together")
@@ -98,7 +98,7 @@ def _choose(passes: Sequence[Pass], recipe: str | None, preset: str | None) -> t
         return read_recipe(recipe), False
     if preset is not None:
         return preset_passes(preset)
-    return passes or [create(name) for name in api.DEFAULT_PASSES], False
+    return passes or None, False
 
 
 def _require_writable(target: str) -> None:
