@@ -182,6 +182,8 @@ class QuantizeWeights(Pass):
         recurrent = next((use.layer.op for use in weight.uses if use.layer.op in _RECURRENT), None)
         if self.representation == "qdq" and recurrent is not None:
             raise Skip(f"OpenVINO loads no {recurrent} that reads {name!r} behind QuantizeLinear, the form dq does it")
+        if recurrent is not None and _has_quantized_activations(view):
+            raise Skip(f"OpenVINO loads no {recurrent} with {name!r} as integers where activations are quantized")
         if (cone := computed_from(view, weight)) is not None:
             if (freed := cone.freed(view)) <= overhead(name):
                 raise Skip(f"{name!r} is computed from {freed} bytes of constants")
@@ -263,6 +265,11 @@ def _quantized_already(view: GraphView) -> Iterator[Skipped]:
         values = view.array(node.inputs[index])
         if values is not None and values.dtype.kind in "iu":
             yield Skipped(view.site(node), f"{node.inputs[index].name!r} holds {values.dtype} values for {node.op}")
+
+
+def _has_quantized_activations(view: GraphView) -> bool:
+    """Whether something else than a constant is quantized."""
+    return any(view.array(node.inputs[0]) is None for node in view.nodes("QuantizeLinear"))
 
 
 def _is_product(weight: Weight) -> bool:

@@ -585,6 +585,27 @@ def test_a_recurrent_layer_takes_no_qdq(op: str, gates: int) -> None:
     assert_skips(QuantizeWeights(representation="qdq"), before, f"OpenVINO loads no {op} that reads 'w' behind")
 
 
+@pytest.mark.parametrize("form", ["dq", "mul"])
+def test_a_recurrent_layer_beside_quantized_activations_stays_float(form: Any) -> None:
+    before = model(
+        """g (float[3,2,8] x) => (float[3,1,2,16] y, float[3,2,24] z) {
+            q = QuantizeLinear(x, s, i)
+            d = DequantizeLinear(q, s, i)
+            z = MatMul(d, v)
+            y = GRU<hidden_size = 16>(x, w, r) }""",
+        s=np.array(0.03, np.float32),
+        i=np.array(0, np.int8),
+        v=draw(8, 24),
+        w=draw(1, 48, 8) / 20,
+        r=draw(1, 48, 16) / 20,
+    )
+    after, result = run_alone(QuantizeWeights(representation=form), before)
+    assert [done.site for done in result.rewritten] == ["z"]
+    reason = "OpenVINO loads no GRU with 'w' as integers where activations are quantized"
+    assert [(each.site, each.reason.split("; ")[0]) for each in result.skipped] == [("y", reason)]
+    assert_agree(after, random_feeds(before, 1), 0.02)
+
+
 def test_mul_is_folded_when_onnx_runtime_loads_the_model(tmp_path: Path) -> None:
     before = model(LAYERS["conv"][0], w=draw(8, 6, 3, 3))
     after = assert_rewrites(QuantizeWeights(representation="mul"), before, ops={"Conv": 1, "Cast": 1, "Mul": 1})
