@@ -88,6 +88,8 @@ class SitePass(Pass):
             rewritten += found
             if not found or not self.repeats:
                 return PassResult(tuple(rewritten), tuple(skipped))
+            view.edit.settle()  # what nothing reads any more is in nobody's way
+            view.forget_shapes()
 
     def _sweep(self, view: GraphView) -> tuple[list[Rewritten], list[Skipped]]:
         """Go over all sites once."""

@@ -305,3 +305,33 @@ def test_recovery_behind_a_slice_to_the_end(end: int) -> None:
     passes = [create("zero-channels", ratio=0.5), create("prune-channels"), create("reconstruct", samples=64)]
     result = graphopt.optimize(proto, passes, {"x": draw(64, 6)})
     assert result.ok, result.report.failures
+
+
+def test_what_a_fold_leaves_unread_is_in_nobodys_way() -> None:
+    """An Expand of a constant keeps a Shape alive, which reads the Mul, until the constant is folded."""
+    proto = model(
+        "g (float[2,4] x) => (float[2,7] y)"
+        " { m = Mul(x, s) h = Shape(m) e = Expand(b, h) a = Add(m, e) y = Gemm(a, w, c) }",
+        s=draw(4),
+        b=draw(4, seed=1),
+        w=draw(4, 7),
+        c=draw(7),
+    )
+    assert_rewrites(create("fold-affine"), proto, ops={"Gemm": 1}, rewritten=2)
+
+
+def test_shapes_are_known_after_a_fold() -> None:
+    """Moving a map past a convolution's padding adds a Pad; what is behind it still has a rank."""
+    proto = model(
+        "g (float[2,3,5,4] x) => (float[2,8,3,2] y) { d = Div(x, k) s = Sub(d, l)"
+        ' c = Conv<auto_pad = "SAME_LOWER", kernel_shape = [3, 1]>(s, w, b)'
+        " e = Conv<kernel_shape = [3, 1]>(c, v) m = MatMul(e, u) y = Mul(m, g) }",
+        k=np.array(0.7, np.float32),
+        l=np.array(0.4, np.float32),
+        w=draw(4, 3, 3, 1),
+        b=draw(4),
+        v=draw(8, 4, 3, 1),
+        u=draw(4, 2),
+        g=draw(1, 1, 1, 1),
+    )
+    assert_rewrites(create("fold-affine"), proto, ops={"Pad": 1, "Conv": 2, "MatMul": 1}, rewritten=2)
