@@ -30,9 +30,7 @@ class Moments:
     def add(self, inputs: ArrayLike, outputs: ArrayLike) -> None:
         """Add rows: inputs [G, rows, K] and the outputs wanted for them [G, rows, M]."""
         a, y = np.asarray(inputs, np.float64), np.asarray(outputs, np.float64)
-        self.rows += a.shape[1]
-        self.a += a.sum(axis=1)
-        self.y += y.sum(axis=1)
+        self.add_means(a, y)
         self.yy += np.square(y).sum(axis=1)
         self.aa += a.transpose(0, 2, 1) @ a
         self.ay += a.transpose(0, 2, 1) @ y
