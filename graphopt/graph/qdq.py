@@ -84,11 +84,20 @@ def place(view: GraphView, layers: list[gs.Node]) -> Placement:
         elif is_op(node, *SAME_SCALE):
             sources = data if node.op == "Concat" else data[:1]
             outputs = [out for out in node.outputs[: 1 if node.op == "MaxPool" else None] if not out.is_empty()]
-            free = all(not view.is_output(out) for out in outputs)
+            free = all(not view.is_output(out) for out in outputs) and not _is_clamped(view, node)
             if free and outputs and all(source in placement for source in sources):
                 for tensor in [*sources[1:], *outputs]:
                     placement.join(tensor, sources[0])
     return placement
+
+
+def _is_clamped(view: GraphView, node: gs.Node) -> bool:
+    """Whether a Relu or Clip alone reads what a Concat puts together.
+
+    It is quantized behind that only: OpenVINO 2026.4 crashes where an unsigned QuantizeLinear stands before a Relu too.
+    """
+    readers = view.readers(node.outputs[0])
+    return is_op(node, "Concat") and len(readers) == 1 and is_op(readers[0], *_CLAMPS)
 
 
 def _add_output(view: GraphView, placement: Placement, node: gs.Node) -> None:

@@ -195,6 +195,27 @@ def test_runs_alike_everywhere_and_close_to_the_original(target: str) -> None:
     assert types == {np.dtype({"cpu": np.uint8, "openvino": np.uint8}.get(target, np.int8))}
 
 
+@pytest.mark.parametrize("target", ["cpu", "openvino", "tensorrt", "generic"])
+def test_a_concat_before_a_relu_is_quantized_behind_it(target: str) -> None:
+    text = """g (float[N,3,8,8] x) => (float[N,8,8,8] y) {
+        a = Conv(x, w1)
+        b = Conv(x, w2)
+        c = Concat<axis=1>(a, b)
+        r = Relu(c)
+        y = Conv(r, w3) }"""
+    before = model(text, w1=draw(8, 3, 1, 1), w2=draw(8, 3, 1, 1, seed=1), w3=draw(8, 16, 1, 1, seed=2))
+    x = draw(8, 3, 8, 8, seed=3)
+    after, _ = calibrated(before, x, target=target)
+    quantized = [node.input[0] for node in after.graph.node if node.op_type == "QuantizeLinear"]
+    assert sorted(quantized) == ["a", "b", "r", "x"]
+    core = openvino.Core()
+    settings = {"INFERENCE_PRECISION_HINT": "f32", "EXECUTION_MODE_HINT": "ACCURACY"}
+    found = core.compile_model(core.read_model(after.SerializeToString()), "CPU", settings)({"x": x})[0]
+    expected = Session(before).run({"x": x})["y"]
+    sqnr = 10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum())
+    assert sqnr > (25 if target in ("cpu", "openvino") else 10)  # OpenVINO moves a signed QuantizeLinear past the Relu
+
+
 def test_onnx_runtime_computes_on_integers(tmp_path: Path) -> None:
     after, _ = calibrated(residual_net(), draw(8, 3, 12, 12))
     settings = ort.SessionOptions()
