@@ -213,7 +213,7 @@ def test_a_concat_before_a_relu_is_quantized_behind_it(target: str) -> None:
     found = core.compile_model(core.read_model(after.SerializeToString()), "CPU", settings)({"x": x})[0]
     expected = Session(before).run({"x": x})["y"]
     sqnr = 10 * np.log10(np.square(expected).sum() / np.square(found - expected).sum())
-    assert sqnr > (25 if target in ("cpu", "openvino") else 10)  # OpenVINO moves a signed QuantizeLinear past the Relu
+    assert sqnr > (25 if target in ("cpu", "openvino") else 5)  # OpenVINO moves a signed QuantizeLinear past the Relu
 
 
 def test_onnx_runtime_computes_on_integers(tmp_path: Path) -> None:
