@@ -335,3 +335,24 @@ def test_shapes_are_known_after_a_fold() -> None:
         g=draw(1, 1, 1, 1),
     )
     assert_rewrites(create("fold-affine"), proto, ops={"Pad": 1, "Conv": 2, "MatMul": 1}, rewritten=2)
+
+
+@pytest.mark.parametrize("word", ["float16", "double"])
+@pytest.mark.parametrize("inside", [False, True], ids=["main graph", "function"])
+def test_a_constant_in_the_place_of_a_layer_has_its_type(inside: bool, word: str) -> None:
+    """A branch of which every channel is constant becomes one, of the type that nothing but the graph tells."""
+    body = "t = MatMul(x, w) r = Add(t, b) s = Sigmoid(x) y = Add(s, r)"
+    heads = f"({word}[N,4] x) => ({word}[N,4] y)"
+    text = f"g {heads} {{ {body} }}"
+    if inside:
+        text = (
+            f"g {heads} {{ y = local.f(x, w, b) }}"
+            f' <domain: "local", opset_import: ["" : 17]> f (x, w, b) => (y) {{ {body} }}'
+        )
+    dtype = np.float16 if word == "float16" else np.float64
+    proto = model(text, w=np.zeros((4, 4), dtype), b=draw(4, dtype=dtype))
+    after, result = run_alone(create("prune-channels"), proto)
+    assert inside or result.rewritten
+    onnx.checker.check_model(after, full_check=True)
+    feeds = random_feeds(proto, 0)
+    np.testing.assert_allclose(Session(after).run(feeds)["y"], Session(proto).run(feeds)["y"], rtol=2e-3, atol=2e-3)

@@ -61,7 +61,7 @@ def _infer_outputs(node: gs.Node, facts: Facts) -> list[Shape]:
     for tensor in node.inputs:
         if not tensor.name:
             continue
-        kind = _element_type(tensor, facts)
+        kind = element_type(tensor, facts)
         types[tensor.name] = onnx.helper.make_tensor_type_proto(kind, facts.shape(tensor))
         if (values := facts.values(tensor)) is not None and values.known.all():
             data[tensor.name] = onnx.numpy_helper.from_array(np.asarray(values.array), tensor.name)
@@ -106,8 +106,8 @@ def _reshaped(node: gs.Node, facts: Facts) -> Shape:
     return tuple(sizes)
 
 
-def _element_type(tensor: gs.Tensor, facts: Facts) -> int:
-    """Return ONNX's code of a tensor's element type; float where it is not declared."""
+def element_type(tensor: gs.Tensor, facts: Facts) -> int:
+    """Return ONNX's code of a tensor's element type; float where nothing tells."""
     if isinstance(tensor.dtype, int):
         return tensor.dtype
     if tensor.dtype is not None:
@@ -115,7 +115,7 @@ def _element_type(tensor: gs.Tensor, facts: Facts) -> int:
     if known := facts.memory.get((id(tensor), "element type")):
         return int(known)
     for given in facts.view.borders.outside(tensor):
-        return _element_type(given, facts)
+        return element_type(given, facts)
     values = facts.values(tensor)
     return onnx.TensorProto.FLOAT if values is None else int(onnx.helper.np_dtype_to_tensor_dtype(values.array.dtype))
 

@@ -3,12 +3,16 @@
 from collections.abc import Mapping
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.channels.facts import Facts
+from graphopt.graph.channels.inference import element_type
 from graphopt.graph.constants import cast
 from graphopt.graph.edit import Edit
+from graphopt.graph.symbolic import Facts as Types
+from graphopt.graph.symbolic.fact import element_type as declared_type
 from graphopt.result import Skip
 
 _BROADCASTING = ("Add", "Sub", "Mul", "Div", "Max", "Min")
@@ -39,7 +43,7 @@ def replace_constant_branches(facts: Facts, edit: Edit, vetoes: Mapping[str, str
                 continue
             neutral = not values.any() and (node.op == "Add" or (node.op == "Sub" and slot == 1))
             try:
-                _replace(node, slot, values, neutral, edit)
+                _replace(node, slot, values, None if neutral else _type(node, facts), edit)
             except Skip:
                 continue
             found.append(site)
@@ -47,15 +51,23 @@ def replace_constant_branches(facts: Facts, edit: Edit, vetoes: Mapping[str, str
     return found
 
 
-def _replace(node: gs.Node, slot: int, values: NDArray[np.float64], neutral: bool, edit: Edit) -> None:
-    """Put a constant in a slot; where it changes nothing, take the node out."""
-    if neutral:
+def _replace(node: gs.Node, slot: int, values: NDArray[np.float64], kind: int | None, edit: Edit) -> None:
+    """Put a constant of an element type in a slot; where it changes nothing (None), take the node out."""
+    if kind is None:
         edit.set_input(node, 0, node.inputs[1 - slot])
         edit.bypass(node)
         return
-    kind = node.inputs[slot].dtype
     name = str(node.inputs[slot].name)
-    edit.set_input(node, slot, edit.constant(name, cast(values, np.float32 if kind is None else kind, name)))
+    edit.set_input(node, slot, edit.constant(name, cast(values, onnx.helper.tensor_dtype_to_np_dtype(kind), name)))
+
+
+def _type(node: gs.Node, facts: Facts) -> int:
+    """Return the element type of a node's operands and its output, which have the same."""
+    around = [*node.inputs, node.outputs[0]]
+    if declared := next(filter(None, map(declared_type, around)), 0):
+        return declared
+    known = Types(facts.view.model)  # not the view's own: what that says of shapes is no longer true after a cut
+    return next(filter(None, map(known.type, around)), 0) or element_type(node.inputs[0], facts)
 
 
 def _vector(tensor: gs.Tensor, facts: Facts) -> NDArray[np.float64] | None:
