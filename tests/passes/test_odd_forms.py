@@ -356,3 +356,22 @@ def test_a_constant_in_the_place_of_a_layer_has_its_type(inside: bool, word: str
     onnx.checker.check_model(after, full_check=True)
     feeds = random_feeds(proto, 0)
     np.testing.assert_allclose(Session(after).run(feeds)["y"], Session(proto).run(feeds)["y"], rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize("layer", ["Conv", "Gemm", "MatMul"])
+def test_a_bias_behind_a_quantized_weight_has_the_type_of_its_layer(layer: str) -> None:
+    """Constant channels go into a new bias, whose type is that of the scales."""
+    conv = layer == "Conv"
+    shape, first = ("1,40,5,5", "Conv") if conv else ("5,40", "Gemm")
+    text = f"g (float16[{shape}] x) => (float16[{shape.replace('40', '30')}] y)"
+    w, v = (draw(60, 40, 1, 1), draw(30, 60, 1, 1)) if conv else (draw(40, 60), draw(60, 30))
+    np.moveaxis(w, 0 if conv else 1, 0)[[1, 4]] = 0
+    weights = {"w": w, "v": v, "b": np.abs(draw(60))}
+    half = {name: values.astype(np.float16) for name, values in weights.items()}
+    proto = model(f"{text} {{ a = {first}(x, w, b) r = Relu(a) y = {layer}(r, v) }}", 19, 9, **half)
+    quantized, _ = run_alone(create("quantize-weights"), proto)
+    after, result = run_alone(create("prune-channels"), quantized)
+    assert [each.detail for each in result.rewritten] == ["2 channels removed"]
+    onnx.checker.check_model(after, full_check=True)
+    feeds = random_feeds(proto, 0)
+    np.testing.assert_allclose(Session(after).run(feeds)["y"], Session(quantized).run(feeds)["y"], rtol=0.02, atol=0.02)

@@ -65,10 +65,10 @@ class Quantization(Transfer):
         labels.set(node.outputs[0], axes)
 
 
-def dequantized(tensor: gs.Tensor, facts: Facts) -> NDArray[np.float32] | None:
+def dequantized(tensor: gs.Tensor, facts: Facts) -> NDArray[np.generic] | None:
     """Return the values of a stored weight behind DequantizeLinear; None for anything else and for blocks of scales."""
     node = facts.view.producer(tensor, "DequantizeLinear")
-    if node is None or not facts.is_constant(node.inputs[0]):
+    if node is None or not facts.is_constant(node.inputs[0]) or node.attrs.get("output_dtype", 0):
         return None
     array, scale = facts.array(node.inputs[0]), facts.array(node.inputs[1])
     given = len(node.inputs) > 2 and bool(node.inputs[2].name)
@@ -78,7 +78,8 @@ def dequantized(tensor: gs.Tensor, facts: Facts) -> NDArray[np.float32] | None:
     spread: list[NDArray[np.float32]] = [
         aligned(part.astype(np.float32), array.shape, _axis(node, facts)) for part in (scale, zero)
     ]
-    return (array.astype(np.float32) - spread[1]) * spread[0]
+    values: NDArray[np.generic] = ((array.astype(np.float32) - spread[1]) * spread[0]).astype(scale.dtype)
+    return values
 
 
 def readable(tensor: gs.Tensor, facts: Facts) -> NDArray[np.generic] | None:
