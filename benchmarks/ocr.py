@@ -89,11 +89,12 @@ def quantize(source: str, target: Path, command: str, data: ListData) -> None:
     options: dict[str, object] = {}
     while rest:
         key = rest.pop(0).removeprefix("--").replace("-", "_")
-        if key.startswith("no_"):
-            options[key.removeprefix("no_")] = False
+        if not rest or rest[0].startswith("--"):
+            options[key.removeprefix("no_")] = not key.startswith("no_")
         else:
             value = rest.pop(0)
-            options[key] = int(value) if value.isdigit() else value
+            options[key] = float(value) if value.replace(".", "", 1).isdigit() else value
+            options[key] = int(value) if value.isdigit() else options[key]
     passes = [graphopt.create("fold-constants"), graphopt.create("fold-batchnorm"), graphopt.create(name, **options)]
     result = graphopt.optimize(source, passes, data, check=False)
     if not result.ok:
