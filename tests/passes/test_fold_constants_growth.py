@@ -57,15 +57,39 @@ def test_what_one_value_frees_another_may_take() -> None:
 
 
 def test_values_that_save_more_nodes_for_their_bytes_come_first() -> None:
-    """There is room for one of two tables of 4 KB: it goes to the one of four nodes, not to the one of two."""
+    """There is room for one of two tables: it goes to the larger one, of four nodes, not to the smaller one of two."""
     text = (
-        "g (float[32,32] x) => (float[32,32] y) { s = Add(v, w) a = Mul(x, s) "
-        "e = ConstantOfShape(n) f = Exp(e) b = Add(a, f) "
-        "h = ConstantOfShape(m) i = Cos(h) j = Exp(i) k = Neg(j) y = Add(b, k) }"
+        "g (float[32,32] x, float[30,32] r) => (float[32,32] y, float[30,32] z) { s = Add(v, w) a = Mul(x, s) "
+        "e = ConstantOfShape(n) f = Exp(e) z = Add(r, f) "
+        "h = ConstantOfShape(m) i = Cos(h) j = Exp(i) k = Neg(j) y = Add(a, k) }"
     )
-    proto = model(text, v=draw(32, 32), w=draw(32, 32, seed=1), n=ints(32, 32), m=ints(32, 32))
+    proto = model(text, v=draw(32, 32), w=draw(32, 32, seed=1), n=ints(30, 32), m=ints(32, 32))
     after = assert_rewrites(FoldConstants(), proto, ops={"Mul": 1, "Add": 2, "ConstantOfShape": 1, "Exp": 1})
     assert len(after.SerializeToString()) <= len(proto.SerializeToString())
+
+
+def test_a_constant_that_dead_nodes_read_too_is_freed() -> None:
+    """The sum may take the place of the weight, as nothing else that stays reads it: what reads it besides is dead."""
+    text = (
+        "g (float[16,16] x) => (float[16,16] y) { c = Add(w, w) d = Sin(w) e = Add(v, c) a = Mul(x, c) b = Mul(a, e) "
+        "y = Mul(b, v) }"
+    )
+    proto = model(text, w=draw(16, 16), v=draw(1, 16))
+    assert_rewrites(FoldConstants(), proto, ops={"Add": 1, "Mul": 3}, rewritten=2)
+
+
+def test_the_allowance_is_for_all_rounds_of_the_pass() -> None:
+    """The first table is stored; the size of the second is known only once the first round has computed it."""
+    text = (
+        "g (float[32,32] x) => (float[32,32] y) { e = ConstantOfShape(n) a = Add(x, e) "
+        "f = Floor(q) m = Cast<to = 7>(f) h = ConstantOfShape(m) y = Add(a, h) }"
+    )
+    proto = model(text, n=ints(32, 32), q=np.float32([32.5, 32.5]))
+    after, _ = run_alone(FoldConstants(allowance=5_000), proto)
+    assert len(after.SerializeToString()) <= len(proto.SerializeToString()) + 5_000
+    assert count_ops(after) == {"Add": 2, "ConstantOfShape": 1}
+    after, _ = run_alone(FoldConstants(allowance=10_000), proto)
+    assert count_ops(after) == {"Add": 2}
 
 
 def test_a_chain_of_values_of_one_size_is_given_up_whole() -> None:

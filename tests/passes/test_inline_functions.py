@@ -140,6 +140,11 @@ CASES: dict[str, tuple[str, dict[str, int], int]] = {
         {"Loop": 1},
         1,
     ),
+    "a newer opset that says the same": (
+        main("y = local.F(x)", function("F (a) => (b) { c = Relu(a) b = Neg(c) }", opset=18)),
+        {"Relu": 1, "Neg": 1},
+        1,
+    ),
     "an older opset that says the same": (
         main("y = local.F(x)", function("F (a) => (b) { c = Relu(a) b = Add(a, c) }", opset=13)),
         {"Relu": 1, "Add": 1},
@@ -262,6 +267,46 @@ def test_what_a_body_declares_of_its_tensors_is_not_taken_over() -> None:
     proto.functions[0].value_info.append(onnx.helper.make_tensor_value_info("c", onnx.TensorProto.FLOAT, ["N", 7]))
     after = assert_rewrites(PASS, proto, ops={"Transpose": 2, "Neg": 1})
     assert not after.graph.value_info
+
+
+def test_a_result_of_a_branch_that_only_an_unused_argument_reads_stays() -> None:
+    branch = (
+        "b = If (t) <then_branch = yes () => (u) { u = Exp(a) w = local.Ignores(u, a) }, "
+        "else_branch = no () => (v) { v = Neg(a) }>"
+    )
+    proto = model(
+        main(
+            "y = local.F(x)",
+            function(f"F (a) => (b) {{ {YES} {branch} }}", more=', "local" : 1'),
+            function("Ignores (a, b) => (c) { c = Neg(b) }"),
+        )
+    )
+    after = assert_rewrites(PASS, proto, ops={"If": 1}, rewritten=2)
+    [chosen] = [each.g for node in after.graph.node for each in node.attribute if each.name == "then_branch"]
+    assert sorted(node.op_type for node in chosen.node) == ["Exp", "Neg"]
+
+
+def test_names_of_nodes_are_unique_and_absent_inputs_are_nobodys() -> None:
+    proto = model(
+        main("h = local.F(x) y = local.F(h)", function("F (a, low) => (c) { b = Clip(a, low) c = Clip(b, low) }"))
+    )
+    for index, node in enumerate(proto.functions[0].node):
+        node.name = f"n{index}"
+    subject = from_proto(proto)
+    PASS.apply(GraphView(subject))
+    assert [node.name for node in subject.graph.nodes] == ["n0", "n1", "n0_1", "n1_1"]
+    assert len({id(node.inputs[1]) for node in subject.graph.nodes}) == 4
+
+
+def test_declarations_in_branches_of_a_body_are_not_taken_over() -> None:
+    proto = model(main("y = local.F<alpha = 0.5>(x)", function(f"F <alpha> (a) => (b) {{ {YES} {BRANCHES} }}")))
+    [branch] = [each.g for node in proto.functions[0].node for each in node.attribute if each.name == "else_branch"]
+    branch.node[0].output[0] = "w"
+    branch.node.append(onnx.helper.make_node("Neg", ["w"], ["v"]))
+    branch.value_info.append(onnx.helper.make_tensor_value_info("w", onnx.TensorProto.FLOAT, ["N", 3]))
+    after = assert_rewrites(PASS, proto, ops={"If": 1})
+    [kept] = [each.g for node in after.graph.node for each in node.attribute if each.name == "else_branch"]
+    assert not kept.value_info
 
 
 def test_operator_sets_that_only_a_body_needs_are_imported() -> None:
