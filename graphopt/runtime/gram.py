@@ -17,7 +17,7 @@ from graphopt.numerics.reconstruction import Layer, Moments, corrected_bias, rid
 from graphopt.result import Skip
 from graphopt.runtime.capture import Runs
 from graphopt.runtime.feeds import Data
-from graphopt.runtime.side_by_side import Mask, held_out
+from graphopt.runtime.side_by_side import HELD_OUT, Mask, held_out
 
 _ROWS_PER_RUN = 4096
 _BYTES_AT_ONCE = 1 << 28
@@ -35,7 +35,7 @@ class Seen:
         moments: Of its inputs with the layers before it quantized, and of its outputs in float, less its bias: of four
             samples in five, and of the others.
         rehearsal: The float model, in which layers that are done compute what their quantized forms will.
-        fit: Whether the data are worth learning from.
+        fit: Whether the data are enough, and worth it, to learn weights from.
     """
 
     layer: LinearLayer
@@ -100,7 +100,7 @@ class Seen:
 
     def _matrix(self, stored: Array) -> Array:
         """Return a weight as the layer stores it as [G, M, K]."""
-        groups, _, inputs = self.moments[0].aa.shape
+        groups, _, inputs = _shape(self.layer)
         flat = stored if self._rows_first else stored.T
         return flat.reshape(groups, -1, inputs)
 
@@ -119,17 +119,18 @@ class Seen:
 class _Rehearsal:
     """Runs the float model and, beside it, a copy with the layers that are done as their quantized forms compute."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, follows: bool) -> None:
         self._original = model
+        self._follows = follows
         self._copy = GraphView(model.copy())
         self._nodes = {self._copy.site(node): node for node in self._copy.nodes()}
         self._differs = False
 
     def take_over(self, site: str, weight: Floats, bias: Floats | None) -> None:
         """Have a layer compute with this weight and bias from now on."""
-        layer = read_layer(self._copy, self._nodes[site])
-        layer.write(self._copy, weight, bias)
-        self._differs = True
+        if self._follows:
+            read_layer(self._copy, self._nodes[site]).write(self._copy, weight, bias)
+            self._differs = True
 
     def watch(
         self, layers: Sequence[LinearLayer], data: Data, samples: int, squares: bool
@@ -148,7 +149,7 @@ class _Rehearsal:
             copy = Runs(self._copy.model, [first], original.data, samples)
             pairs = ((count, wanted, given) for (count, wanted), (_, given) in zip(original, copy, strict=True))
         rng = np.random.default_rng(0)
-        found = [(_moments(layer), _moments(layer)) for layer in layers]
+        found = [(_moments(layer, squares), _moments(layer, squares)) for layer in layers]
         done = 0
         for count, wanted, given in pairs:
             aside = held_out(done, count)
@@ -166,28 +167,31 @@ def look(view: GraphView, nodes: list[gs.Node], data: Data, samples: int, square
 
     In the order of the graph, a stage for each tensor that layers read (128 stages at most, of 256 MB of moments). In a
     stage the float model runs once, and so does a copy in which the layers of the stages before are as ``Seen.finish``
-    has left them. The graph itself may change meanwhile.
+    has left them. Without ``squares``, with fewer than five samples and with generated ones all see the float inputs:
+    biases alone, corrected one behind the other where most of an image is background, lead the net astray. The graph
+    itself may change meanwhile.
 
     Args:
         view: The model.
         nodes: Its layers.
-        data: What to run on. From generated data only means are learnt.
+        data: What to run on.
         samples: On how many samples at most.
         squares: Whether second moments are needed, as for GPTQ.
     """
     place = {id(node): index for index, node in enumerate(view.model.graph.nodes)}
     layers = [layer for node in nodes if (layer := _readable(view, node)) is not None]
     layers.sort(key=lambda layer: place[id(layer.node)])
-    rehearsal = _Rehearsal(view.model.copy())
-    for stage in _stages(layers, squares):
+    learns = squares and not data.generated and min(data.size, samples) >= HELD_OUT
+    rehearsal = _Rehearsal(view.model.copy(), learns)
+    for stage in _stages(layers, squares, _STAGES if learns else 1):
         for layer, moments in zip(stage, rehearsal.watch(stage, data, samples, squares), strict=True):
             if moments[0].rows or moments[1].rows:
-                yield Seen(layer, moments, rehearsal, not data.generated)
+                yield Seen(layer, moments, rehearsal, learns)
 
 
-def _stages(layers: list[LinearLayer], squares: bool) -> Iterator[list[LinearLayer]]:
-    """Cut the layers into stages; those that read the same tensor are together if there is room."""
-    most = -(-len({id(layer.input) for layer in layers}) // _STAGES)
+def _stages(layers: list[LinearLayer], squares: bool, count: int) -> Iterator[list[LinearLayer]]:
+    """Cut the layers into ``count`` stages; those that read the same tensor are together if there is room."""
+    most = -(-len({id(layer.input) for layer in layers}) // count)
     stage: list[LinearLayer] = []
     for layer in layers:
         inputs = {id(each.input) for each in (*stage, layer)}
@@ -216,9 +220,14 @@ def _add(
             add(rows[:, chosen], outputs[:, chosen])
 
 
-def _moments(layer: LinearLayer) -> Moments:
+def _moments(layer: LinearLayer, squares: bool) -> Moments:
+    """Return empty moments, without room for second ones if they are not wanted."""
     groups, outputs, inputs = _shape(layer)
-    return Moments(groups, inputs, outputs)
+    if squares:
+        return Moments(groups, inputs, outputs)
+    moments = Moments(groups, 0, 0)
+    moments.a, moments.y = np.zeros((groups, inputs)), np.zeros((groups, outputs))
+    return moments
 
 
 def _readable(view: GraphView, node: gs.Node) -> LinearLayer | None:
