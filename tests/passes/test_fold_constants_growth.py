@@ -78,6 +78,17 @@ def test_a_constant_that_dead_nodes_read_too_is_freed() -> None:
     assert_rewrites(FoldConstants(), proto, ops={"Add": 1, "Mul": 3}, rewritten=2)
 
 
+def test_room_that_the_first_round_makes_serves_the_second() -> None:
+    """What a sum frees shows only once the dead sums that share a part with it have gone."""
+    dead = "c1 = Add(w, w) c3 = Add(w, w) c4 = Add(w, w) c5 = Add(w, w) c6 = Add(w, c0)"
+    text = (
+        f"g (float[16,16] x) => (float[16,16] y) {{ c0 = Add(w, w) {dead} c2 = Add(v, c0) c7 = Expand(v, n) "
+        "a = Mul(x, c2) y = Mul(a, c7) }"
+    )
+    proto = model(text, n=ints(16, 16), w=draw(16, 16), v=draw(1, 16))
+    assert_rewrites(FoldConstants(), proto, ops={"Mul": 2, "Expand": 1})
+
+
 def test_the_allowance_is_for_all_rounds_of_the_pass() -> None:
     """The first table is stored; the size of the second is known only once the first round has computed it."""
     text = (
