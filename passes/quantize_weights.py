@@ -74,9 +74,9 @@ class QuantizeWeights(Pass):
     10 there is no DequantizeLinear. The pass asks for opset 19, the first whose DequantizeLinear has half-precision
     scales and runs in ONNX's reference evaluator as well; 4- and 16-bit types and blocks need 21, int2 needs 25.
 
-    With GPTQ the layers are done in order: each sees its inputs behind layers that are quantized already, and is to give
-    out what it gave out in float. It and bias correction are for Conv, Gemm and MatMul of the main graph whose weight is
-    theirs alone and read directly; other weights are rounded to the nearest.
+    With GPTQ the layers are done in order: each sees its inputs behind layers that are quantized already, and is to
+    give out what it gave out in float. It and bias correction are for Conv, Gemm and MatMul of the main graph whose
+    weight is theirs alone and read directly; other weights are rounded to the nearest.
 
     Eight bits leave about 35 to 45 dB on a layer's weights and 30 dB and more on whole nets; an output below 20 dB (an
     error of a tenth of its size) means that a layer does not bear it. The floor is 6 dB for four bits, 3 dB for three,
