@@ -15,20 +15,23 @@ def blocks(shape: tuple[int, ...], axis: int | None, size: int, product: bool = 
     """Return blocks of at most ``size`` that divide ``axis``; None if there is no axis or it cannot be divided.
 
     ONNX lets the last block be shorter, but OpenVINO refuses that. Those of the weight of a matrix ``product`` have a
-    multiple of 4 values, above 32 of 32, or all: OpenVINO 2026.4 computes something else with 8 bits in blocks of
-    others than multiples of 4, with 4 bits in odd ones and in those above 32 that are no multiple of it.
+    multiple of 4 values, above 32 of 32: OpenVINO 2026.4 computes something else with 8 bits in blocks of others than
+    multiples of 4, with 4 bits in odd ones and in those above 32 that are no multiple of it. A block as long as the
+    axis of a matrix would be but a scale for each channel, in a form that OpenVINO does not load everywhere.
     """
     if axis is None or shape[axis] <= 1:
         return None
     length = shape[axis]
     least = min(_FINEST_BLOCK, size, length)
     divisors = (block for block in range(min(size, length), least - 1, -1) if length % block == 0)
-    block = next((each for each in divisors if not product or each == length or _bearable(each)), None)
+    block = next((each for each in divisors if not product or _is_bearable(each, shape, length)), None)
     return None if block is None else Grouping(axis, block)
 
 
-def _bearable(block: int) -> bool:
+def _is_bearable(block: int, shape: tuple[int, ...], length: int) -> bool:
     """Whether OpenVINO computes a matrix product right if the weight's blocks have this size."""
+    if block == length:
+        return len(shape) > 2
     return block % 4 == 0 and (block <= 32 or block % 32 == 0)
 
 

@@ -146,11 +146,13 @@ def test_blocks_divide_their_axis(length: int, size: int, block: int | None) -> 
 
 @pytest.mark.parametrize(
     ("length", "size", "block"),
-    [(64, 32, 32), (48, 32, 24), (200, 32, 20), (200, 40, 20), (100, 25, 20), (50, 32, None), (25, 32, 25),
-     (192, 96, 96), (72, 18, None), (24, 8, 8), (20, 10, None)],
+    [(64, 32, 32), (48, 32, 24), (200, 32, 20), (200, 40, 20), (100, 25, 20), (50, 32, None), (25, 32, None),
+     (192, 96, 96), (72, 18, None), (24, 8, 8), (20, 10, None), (16, 32, None)],
 )  # fmt: skip
 def test_blocks_of_a_matrix_product(length: int, size: int, block: int | None) -> None:
     assert blocks((length, 8), 0, size, product=True) == (None if block is None else Grouping(0, block))
+    if length <= size:
+        assert blocks((3, length, 8), 1, size, product=True) == Grouping(1, length)
 
 
 def test_the_ladder_goes_to_finer_blocks_then_to_more_bits() -> None:
