@@ -40,9 +40,9 @@ class Means:
         computed = {name for node in graph.node for name in node.output}
         self._ends = [info.name for info in graph.output if info.name in computed]
         self.names = [*map(_mean, tensors), *self._ends] if tensors else []
-        self._means, self._outputs = list[tuple[int, NDArray[np.float32]]](), list[Feeds]()
+        self._means, self._outputs = list[tuple[int, NDArray[np.float32]]](), dict[int, Feeds]()
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._samples, self._room = 0, _HELD
+        self._samples, self._judged, self._room = 0, 0, _HELD
 
     def form(self) -> onnx.ModelProto:
         """Return the model as it is now, with the means among its tensors."""
@@ -54,11 +54,16 @@ class Means:
             means = {name: found[_mean(name)] for name in self._tensors}
             self._shapes = {name: mean.shape for name, mean in means.items()}
             self._means.append((samples, np.concatenate([mean.reshape(-1) for mean in means.values()])))
-            outputs = {name: found[name] for name in self._ends if _is_float(found[name])}
-            self._room -= sum(value.nbytes for value in outputs.values())
-            if (self._room >= 0 and self._samples < _JUDGED) or not self._outputs:
-                self._outputs.append(outputs)
+            if self._judged * _SAMPLES <= self._samples * _JUDGED:
+                self._keep({name: found[name] for name in self._ends if _is_float(found[name])}, samples)
         self._samples += samples
+
+    def _keep(self, outputs: Feeds, samples: int) -> None:
+        """Keep the outputs of the last run for the judgement, if there is room."""
+        self._judged += samples
+        self._room -= sum(value.nbytes for value in outputs.values())
+        if self._room >= 0 or not self._outputs:
+            self._outputs[len(self._means) - 1] = outputs
 
     def shifts(self, after: Model, portions: Callable[[], Iterable[Feeds]]) -> dict[str, Floats]:
         """Return for each tensor what to add to its channels so that ``after`` has the same means.
@@ -75,8 +80,8 @@ class Means:
             portions: The feeds of the runs that ``add`` saw, or more.
 
         Returns:
-            A vector for each tensor whose shift is finite; nothing if the model's float outputs, of 16 samples or as
-            many as 16 MB hold, end up further from the right ones with the shifts than without.
+            A vector for each tensor whose shift is finite; nothing if the model's float outputs, of one sample in four
+            or as many as 16 MB hold, end up further from the right ones with the shifts than without.
         """
         if not self._means:
             return {}
@@ -90,7 +95,8 @@ class Means:
             share = np.float32(samples / seen)
             found = candidate.run(feeds | self._given((1 - share) * shifts + share * right, share))
             shifts = np.concatenate([found[_shift(name)].reshape(-1) for name in self._tensors])
-        judged = list(zip(self._outputs, portions(), strict=False))
+        runs = zip(range(len(self._means)), portions(), strict=False)
+        judged = [(self._outputs[index], feeds) for index, feeds in runs if index in self._outputs]
         if not self._distance(candidate, judged, shifts) <= self._distance(candidate, judged, none):
             return {}
         return {n: s.reshape(-1) for n, s in self._split(shifts.astype(np.float64)).items() if np.isfinite(s).all()}

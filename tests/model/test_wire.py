@@ -53,12 +53,20 @@ def field(number: int, wire_type: int, payload: bytes) -> bytes:
     return varint(8 * number + wire_type) + (varint(len(payload)) if wire_type == 2 else b"") + payload
 
 
-NUMBERS = st.integers(1, 2**29 - 1) | st.sampled_from([1, 5, 6, 7, 9, 25])
-FIELDS = st.one_of(
+MESSAGES = [1, 5, 6, 7, 9, 25]
+"""Fields that hold a message at some depth of a model; what is in any other is not looked at."""
+
+NUMBERS = st.integers(1, 2**29 - 1) | st.sampled_from(MESSAGES)
+PLAIN = st.one_of(
     st.builds(field, NUMBERS, st.just(0), st.integers(0, 2**64 - 1).map(varint)),
     st.builds(field, NUMBERS, st.just(1), st.binary(min_size=8, max_size=8)),
-    st.builds(field, NUMBERS, st.just(2), st.binary(max_size=100)),
+    st.builds(field, st.integers(26, 2**29 - 1), st.just(2), st.binary(max_size=100)),
     st.builds(field, NUMBERS, st.just(5), st.binary(min_size=4, max_size=4)),
+)
+FIELDS = st.recursive(
+    PLAIN,
+    lambda inner: st.builds(field, st.integers(1, 25), st.just(2), st.lists(inner, max_size=4).map(b"".join)),
+    max_leaves=12,
 )
 
 

@@ -1,9 +1,13 @@
 """Mean shifts: what they are, and that they are given up where they take the outputs further away."""
 
+from dataclasses import replace
+
 import numpy as np
+import pytest
 
 from graphopt.model import from_proto
 from graphopt.runtime.capture import Runs
+from graphopt.runtime.data import ArrayData
 from graphopt.runtime.feeds import from_arrays
 from graphopt.runtime.shifts import Means
 from graphopt.testing import model
@@ -12,13 +16,15 @@ HEAD = "g (float[N,3,6] x) => (float[N,3,6] y, float[N,3,6] x) {"
 X = np.where(np.random.default_rng(4).random((32, 3, 6)) < 0.9, -10.0, 8.0).astype(np.float32)
 
 
-def shifts(inexact: str) -> dict[str, np.ndarray]:
+def shifts(inexact: str, x: np.ndarray = X, batch: int = 64) -> dict[str, np.ndarray]:
     """The shifts of ``h`` between an exact model and one that computes it by ``inexact``."""
     tenth, one = np.array(0.1, np.float32), np.array(1.0, np.float32)
     before = from_proto(model(f"{HEAD} h = Identity(x)  y = Relu(h) }}"))
     after = from_proto(model(f"{HEAD} {inexact}  y = Relu(h) }}", tenth=tenth, one=one))
     means = Means(before, {"h": (1, 3)})
-    runs = Runs(before, means.names, from_arrays({"x": X}, before), 64, means.form)
+    data = from_arrays({"x": x}, before)
+    assert isinstance(data, ArrayData)
+    runs = Runs(before, means.names, replace(data, batch=batch), 64, means.form)
     for samples, tensors in runs:
         means.add(tensors, samples)
     return means.shifts(after, lambda: runs.data.batches(64))
@@ -29,6 +35,24 @@ def test_what_a_channel_lacks_everywhere_is_given_back() -> None:
     np.testing.assert_allclose(found["h"], np.ones(3), rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("batch", [1, 24, 64])
+def test_samples_count_alike_in_portions_of_any_size(batch: int) -> None:
+    x = (
+        np.random.default_rng(7).random((40, 3, 6), np.float32)
+        + 9
+        + np.arange(40, dtype=np.float32)[:, None, None] / 10
+    )
+    found = shifts("h0 = Mul(x, tenth)  h = Sub(x, h0)", x, batch)
+    np.testing.assert_allclose(found["h"], 0.1 * x.mean(axis=(0, 2), dtype=np.float64), rtol=1e-5, atol=0)
+
+
 def test_what_only_the_background_lacks_is_not_given_to_the_rest() -> None:
     background = "a = Neg(x)  b = Relu(a)  c = Mul(b, tenth)  h = Sub(x, c)"
     assert shifts(background) == {}  # the Relu hides the background's error; the mean would move what is right
+
+
+def test_the_judgement_looks_at_samples_from_first_to_last() -> None:
+    x = np.where(np.arange(32)[:, None, None] < 16, 8.0, -10.0) * np.ones((32, 3, 6), np.float32)
+    background = "a = Neg(x)  b = Relu(a)  c = Mul(b, tenth)  h = Sub(x, c)"
+    assert shifts(background, x.astype(np.float32), batch=1) == {}
+    assert shifts(background, x[::-1].astype(np.float32), batch=1) == {}  # the first 16 alone would tell nothing
