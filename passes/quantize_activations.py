@@ -133,10 +133,11 @@ class QuantizeActivations(Pass):
         """Run the model; return what was seen of each tensor to quantize, of outputs to correct, and the runs' data."""
         placement = place(view, [layer.node for layer in layers])
         observers = {str(t.name): Observer(self.range == "minmax") for t in placement.tensors.values()}
-        corrected = self.bias_correction and not data.generated and min(data.size, self.samples) >= FEWEST
+        count = min(data.size, self.samples)
+        corrected = self.bias_correction and not data.generated and count >= FEWEST
         ends = [(each.node, each.operand) for each in layers if corrected]
         biases = [find_bias(view, node, operand.values.shape, operand.axis) for node, operand in ends]
-        means = Means(view.model, {str(b.output.name): (b.axis, b.rank) for b in biases if b is not None})
+        means = Means(view.model, {str(b.output.name): (b.axis, b.rank) for b in biases if b is not None}, count)
         runs = Runs(view.model, [*observers, *means.names], data, self.samples, means.form)
         for samples, tensors in runs:
             means.add(tensors, samples)

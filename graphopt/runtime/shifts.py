@@ -16,8 +16,7 @@ from graphopt.runtime.session import Session, serialized, threads_for_samples
 from graphopt.runtime.taps import cut
 
 _SAMPLES = 64
-_JUDGED = 16
-_HELD = 1 << 24
+_HELD = 1 << 27
 _SHARE = "graphopt/share"
 FEWEST = 16
 """With fewer samples, what their means differ by is mostly chance."""
@@ -33,8 +32,8 @@ class Means:
         names: The tensors of ``form`` to hand to ``add``.
     """
 
-    def __init__(self, model: Model, tensors: Mapping[str, Channels]) -> None:
-        """Look at these tensors, all of them computed in the main graph."""
+    def __init__(self, model: Model, tensors: Mapping[str, Channels], samples: int) -> None:
+        """Look at these tensors, all of them computed in the main graph; there are so many samples, or more."""
         self._model, self._tensors, self._threads = model, tensors, threads_for_samples(model)
         graph = to_proto(model, weights=False).graph
         computed = {name for node in graph.node for name in node.output}
@@ -42,7 +41,7 @@ class Means:
         self.names = [*map(_mean, tensors), *self._ends] if tensors else []
         self._means, self._outputs = list[tuple[int, NDArray[np.float32]]](), dict[int, Feeds]()
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._samples, self._judged, self._room = 0, 0, _HELD
+        self._samples, self._all, self._room = 0, min(samples, _SAMPLES), _HELD
 
     def form(self) -> onnx.ModelProto:
         """Return the model as it is now, with the means among its tensors."""
@@ -50,17 +49,16 @@ class Means:
 
     def add(self, found: Mapping[str, Any], samples: int) -> None:
         """See the tensors of a run on so many samples."""
-        if self._tensors and self._samples < _SAMPLES:
+        if self._tensors and self._samples < self._all:
             means = {name: found[_mean(name)] for name in self._tensors}
             self._shapes = {name: mean.shape for name, mean in means.items()}
             self._means.append((samples, np.concatenate([mean.reshape(-1) for mean in means.values()])))
-            if self._judged * _SAMPLES <= self._samples * _JUDGED:
-                self._keep({name: found[name] for name in self._ends if _is_float(found[name])}, samples)
+            if 2 * (self._samples + samples) > self._all:
+                self._keep({name: found[name] for name in self._ends if _is_float(found[name])})
         self._samples += samples
 
-    def _keep(self, outputs: Feeds, samples: int) -> None:
+    def _keep(self, outputs: Feeds) -> None:
         """Keep the outputs of the last run for the judgement, if there is room."""
-        self._judged += samples
         self._room -= sum(value.nbytes for value in outputs.values())
         if self._room >= 0 or not self._outputs:
             self._outputs[len(self._means) - 1] = outputs
@@ -80,8 +78,8 @@ class Means:
             portions: The feeds of the runs that ``add`` saw, or more.
 
         Returns:
-            A vector for each tensor whose shift is finite; nothing if the model's float outputs, of one sample in four
-            or as many as 16 MB hold, end up further from the right ones with the shifts than without.
+            A vector for each tensor whose shift is finite; nothing if the model's float outputs, of the second half of
+            the samples or as many as 128 MB hold, are further from the right ones with the shifts than without.
         """
         if not self._means:
             return {}
@@ -89,27 +87,18 @@ class Means:
         candidate = Session(content, threads=self._threads)
         del content
         none = np.zeros_like(self._means[0][1])
-        shifts, seen = none, 0
-        for (samples, right), feeds in zip(self._means, portions(), strict=False):
+        shifts, seen, corrected, plain = none, 0, 0.0, 0.0
+        for index, ((samples, right), feeds) in enumerate(zip(self._means, portions(), strict=False)):
             seen += samples
             share = np.float32(samples / seen)
             found = candidate.run(feeds | self._given((1 - share) * shifts + share * right, share))
             shifts = np.concatenate([found[_shift(name)].reshape(-1) for name in self._tensors])
-        runs = zip(range(len(self._means)), portions(), strict=False)
-        judged = [(self._outputs[index], feeds) for index, feeds in runs if index in self._outputs]
-        if not self._distance(candidate, judged, shifts) <= self._distance(candidate, judged, none):
+            if outputs := self._outputs.get(index):
+                corrected += _distance(outputs, found)
+                plain += _distance(outputs, candidate.run(feeds | self._given(none, np.float32(0))))
+        if not corrected <= plain:
             return {}
         return {n: s.reshape(-1) for n, s in self._split(shifts.astype(np.float64)).items() if np.isfinite(s).all()}
-
-    def _distance(
-        self, candidate: Session, judged: Sequence[tuple[Feeds, Feeds]], shifts: NDArray[np.float32]
-    ) -> float:
-        """Return how far the outputs are from the right ones under these shifts, which stay as they are."""
-        total = 0.0
-        for outputs, feeds in judged:
-            found = candidate.run(feeds | self._given(shifts, np.float32(0)))
-            total += sum(_noise(value, found[name]) for name, value in outputs.items())
-        return total
 
     def _given(self, bases: NDArray[np.float32], share: np.float32) -> Feeds:
         """Return what a corrected model takes beside its own inputs."""
@@ -128,6 +117,11 @@ class Means:
 def _is_float(value: Any) -> bool:
     """Whether an output is a float tensor."""
     return isinstance(value, np.ndarray) and value.dtype.kind == "f"
+
+
+def _distance(right: Feeds, found: Mapping[str, Any]) -> float:
+    """Return the power of each output's error over the output's own, summed up."""
+    return sum(_noise(value, found[name]) for name, value in right.items())
 
 
 def _noise(wanted: Floats, found: Floats) -> float:
