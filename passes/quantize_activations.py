@@ -119,6 +119,7 @@ class QuantizeActivations(Pass):
         layers = [layer for layer in layers if view.site(layer.node) not in skipped]
         rewritten, biases = self._apply(view, layers, observers)
         view.edit.settle()
+        means.narrow(str(bias.output.name) for bias in biases)
         shifts = means.shifts(view.model, lambda: data.batches(self.samples))
         for bias in biases:
             bias.shift = shifts.get(str(bias.output.name))

@@ -63,6 +63,15 @@ class Means:
         if self._room >= 0 or not self._outputs:
             self._outputs[len(self._means) - 1] = outputs
 
+    def narrow(self, names: Iterable[str]) -> None:
+        """Correct only these tensors: those of layers that stay float keep what they have."""
+        chosen = set(names)
+        kept = {name: channels for name, channels in self._tensors.items() if name in chosen}
+        runs = [(samples, self._split(flat)) for samples, flat in self._means] if kept else []
+        self._means = [(samples, np.concatenate([parts[n].reshape(-1) for n in kept])) for samples, parts in runs]
+        self._shapes = {name: shape for name, shape in self._shapes.items() if name in chosen}
+        self._tensors = kept
+
     def shifts(self, after: Model, portions: Callable[[], Iterable[Feeds]]) -> dict[str, Floats]:
         """Return for each tensor what to add to its channels so that ``after`` has the same means.
 

@@ -55,3 +55,19 @@ def test_what_is_learnt_first_is_judged_by_what_comes_later() -> None:
     x = np.where(np.arange(32)[:, None, None] < 16, -10.0, 8.0) * np.ones((32, 3, 6), np.float32)
     background = "a = Neg(x)  b = Relu(a)  c = Mul(b, tenth)  h = Sub(x, c)"
     assert shifts(background, x.astype(np.float32), batch=1) == {}
+
+
+def test_behind_a_tensor_that_is_not_corrected_the_next_makes_up_for_both() -> None:
+    one, text = np.array(1.0, np.float32), "g (float[N,3,6] x) => (float[N,3,6] y) {"
+    before = from_proto(model(f"{text} a = Identity(x)  b = Identity(a)  y = Neg(b) }}"))
+    after = from_proto(model(f"{text} a = Sub(x, one)  b = Sub(a, one)  y = Neg(b) }}", one=one))
+    for names, lacks in {("a", "b"): {"a": 1, "b": 1}, ("b",): {"b": 2}, ("a",): {"a": 1}, (): {}}.items():
+        means = Means(before, {"a": (1, 3), "b": (1, 3)}, len(X))
+        runs = Runs(before, means.names, from_arrays({"x": X}, before), 64, means.form)
+        for samples, tensors in runs:
+            means.add(tensors, samples)
+        means.narrow(names)
+        found = means.shifts(after, lambda data=runs.data: data.batches(64))
+        assert set(found) == set(lacks)
+        for name, shift in found.items():
+            np.testing.assert_allclose(shift, np.full(3, lacks[name]), rtol=1e-5, atol=0)
