@@ -28,12 +28,18 @@ class Pass(ABC):
     the pass to. ``compresses`` says that the pass is asked for to make the file smaller, so that doing nothing is a
     failure. ``keeps_facts`` says that no tensor that stays changes its type, its shape or, if it holds integers, its
     content: then what one pass has found out about tensors serves the next.
+
+    ``demotions`` names the steps, from the cheapest to the dearest, by which a lossy pass can write a site more
+    carefully: "form" (other operators, the same values), then what costs more and loses less, such as "range",
+    "blocks" and "bits". ``view.demotions`` says how many of them a site has to take; a step that a site does not have
+    changes nothing. Behind the last step a site is left as it was.
     """
 
     name: ClassVar[str]
     contract: ClassVar[Contract]
     compresses: ClassVar[bool] = False
     keeps_facts: ClassVar[bool] = False
+    demotions: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Check every option against its declared type, choices and range.

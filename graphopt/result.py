@@ -9,10 +9,17 @@ class Skip(Exception):  # noqa: N818
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A site that was rewritten; a site's identity is its first output's name."""
+    """A site that was rewritten; a site's identity is its first output's name.
+
+    Attributes:
+        site: Its identity.
+        detail: What was done to it.
+        nbytes: How many bytes what was written for it takes in the file; None where the pass does not say.
+    """
 
     site: str
     detail: str = ""
+    nbytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class GraphView:
         calibration: Any = None,
         original: Model | None = None,
         facts: Facts | None = None,
+        demotions: Mapping[str, int] | None = None,
+        memory: dict[str, Any] | None = None,
     ) -> None:
         """Look at ``model``.
 
@@ -40,10 +42,14 @@ class GraphView:
             calibration: Feeds to calibrate with (a ``graphopt.runtime.feeds.Data``), None if there are none.
             original: The model that the run began with, the teacher of passes that recover accuracy.
             facts: What is known of the model's tensors already.
+            demotions: How many steps a site has to be written more carefully, see ``Pass.demotions``.
+            memory: What the pass keeps from one replay on the same model to the next, such as calibration statistics.
         """
         self.model = model
         self.original = model if original is None else original
         self.vetoes = dict(vetoes or {})
+        self.demotions = dict(demotions or {})
+        self.memory: dict[str, Any] = {} if memory is None else memory
         self.calibration = calibration
         self.edit = Edit(model)
         self._shapes: dict[int, Shape] | None = None
