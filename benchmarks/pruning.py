@@ -13,14 +13,15 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from graphopt.runtime.latency import median_latencies
+
 import graphopt
 from graphopt.graph.channels import Channels
 from graphopt.graph.channels.cost import Cost
 from graphopt.model import Model, load
+from graphopt.proof.proof import compare_models
 from graphopt.report.metrics import measure
-from graphopt.runtime.check import compare_models
 from graphopt.runtime.feeds import Data, generate
-from graphopt.runtime.latency import median_latencies
 
 TARGETS = {
     "resnet18": 0.73,

@@ -18,8 +18,8 @@ from graphopt import GraphView, create, load
 from graphopt.distill.settings import Settings
 from graphopt.distill.trainer import distill
 from graphopt.model import Model, from_proto, to_proto
+from graphopt.proof.accuracy import top1
 from graphopt.report import measure
-from graphopt.runtime.check import top1
 from graphopt.runtime.feeds import Data, load_data
 
 MODELS = Path(__file__).parent.parent / "models"

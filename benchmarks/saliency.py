@@ -15,7 +15,7 @@ from typing import Any
 
 from graphopt import GraphView, create, load
 from graphopt.model import Model
-from graphopt.runtime.check import top1
+from graphopt.proof.accuracy import top1
 from graphopt.runtime.feeds import Data, load_data
 
 MODELS = Path(__file__).parent.parent / "models"

@@ -2,7 +2,8 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from typing import Any
@@ -12,19 +13,25 @@ from numpy.typing import NDArray
 
 from graphopt.base import Pass
 from graphopt.contract import Contract, FloatExact
+from graphopt.errors import GraphoptError
 from graphopt.model import Model, from_proto, load, save, to_proto
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
 from graphopt.pipeline import Pipeline
 from graphopt.progress import Progress, silent
+from graphopt.proof.latency import latency as measure_latency
+from graphopt.proof.proof import Proof, compare_models
 from graphopt.registry import create
 from graphopt.report import Report, measure
-from graphopt.runtime.check import compare_models
+from graphopt.report.report import Latency
 from graphopt.runtime.feeds import Data, from_arrays, generate, load_data
-from graphopt.runtime.latency import median_latencies
-from graphopt.verdict import Verdict, failed, judge, not_smaller, seen_running, slower
+from graphopt.runtime.session import use_custom_operators
+from graphopt.verdict import Verdict, failed, judge, not_smaller, remedy
 
 DEFAULT_PASSES = ("fold-batchnorm", "prune-channels", "quantize-weights")
+
+MAX_DROP = 2.0
+"""How many points of top-1 a run that compresses may lose unless the caller allows more."""
 
 AnyModel = Model | onnx.ModelProto | str | PathLike[str]
 AnyData = Data | Mapping[str, NDArray[Any]] | str | PathLike[str]
@@ -61,7 +68,9 @@ def optimize(
     check: bool = True,
     keep_going: bool = False,
     fixed_point: bool = False,
-    latency: bool = False,
+    latency: bool = True,
+    max_drop: float = MAX_DROP,
+    custom_ops: Sequence[str | PathLike[str]] = (),
     progress: Progress = silent,
 ) -> Result:
     """Run passes over a model and prove what they did.
@@ -74,8 +83,10 @@ def optimize(
         check: Whether to prove each pass and the whole run; without, nothing is run.
         keep_going: Whether to run the passes after one that failed.
         fixed_point: Whether to repeat the passes until nothing changes.
-        latency: Whether to time both models, in ms, on one thread.
-        progress: Is told of each step.
+        latency: Whether to time both models in a session with default options, on one thread; only with ``check``.
+        max_drop: How many points of top-1 a run that compresses may lose, where the data have labels.
+        custom_ops: Libraries with operators that ONNX Runtime does not know.
+        progress: Called for each step.
 
     Returns:
         The optimized model and the report; a pass that fails is taken back and stands in ``report.failures``.
@@ -85,34 +96,57 @@ def optimize(
         DataError: The data does not fit the model.
         OptionError: A pass is unknown.
     """
+    use_custom_operators([str(library) for library in custom_ops])
     source = as_model(model)
     named = default_passes(source) if passes is None else passes
     chosen = [create(each) if isinstance(each, str) else each for each in named]
     feeds = as_data(data, source) if check or data is not None else None
-    if check and feeds is not None:
-        source = seen_running(source, feeds)
-    run = Pipeline(chosen, feeds, check, keep_going, fixed_point, progress).run(source)
-    optimized, reports = run.after.model, run.reports
-    judged = Verdict()
-    if check and feeds is not None:
-        progress("checking the whole", len(chosen), len(chosen))
-        judged = judge(source, optimized, feeds, chosen, reports)
-    timing = median_latencies(source, optimized, feeds or generate(source)) if latency else None
+    with ExitStack() as stack:
+        proof = None
+        if check and feeds is not None:
+            proof = stack.enter_context(Proof.opened(source, feeds))
+            source, feeds = proof.source, proof.data
+        pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress)
+        run = pipeline.run(source)
+        verdict = Verdict()
+        if proof is not None:
+            progress("checking the whole", len(chosen), len(chosen))
+            verdict = judge(proof, run.after.model, chosen, run.reports, max_drop)
+            if not verdict.default_session and not failed(chosen, run.reports):
+                run = replace(pipeline, default_session=True).run(source)
+                verdict = judge(proof, run.after.model, chosen, run.reports, max_drop)
+        timing: Latency | None = None
+        notes: tuple[str, ...] = ()
+        if latency and proof is not None:
+            progress("timing", len(chosen), len(chosen))
+            timing, notes = _timed(proof, run.after.model)
+    optimized = run.after.model
     before, after = measure(source, run.before.known_facts), measure(optimized, run.after.known_facts)
-    larger = not_smaller(chosen, reports, before.bytes, after.bytes)
+    larger = not_smaller(chosen, run.reports, before.bytes, after.bytes)
     report = Report(
         source=str(source.path or ""),
         target="",
         before=before,
         after=after,
-        passes=reports,
-        check=judged.check,
-        top1=judged.top1,
-        latency_ms=timing,
-        failures=(*failed(chosen, reports), *larger, *judged.failures),
-        notes=(*source.repairs, *judged.notes, *slower(timing, optimized)),
+        passes=run.reports,
+        check=verdict.check,
+        top1=verdict.top1,
+        latency=timing,
+        failures=(*failed(chosen, run.reports), *larger, *verdict.failures),
+        notes=(*source.repairs, *verdict.notes, *notes),
     )
     return Result(optimized, report)
+
+
+def _timed(proof: Proof, optimized: Model) -> tuple[Latency | None, tuple[str, ...]]:
+    """Time the original and the result; say why not where one cannot be run."""
+    if proof.unknown is not None:
+        return None, ()
+    try:
+        timing = measure_latency(proof.source, optimized, proof.data, proof.session)
+    except GraphoptError as error:
+        return None, (f"the time of a run could not be measured: {error}",)
+    return replace(timing, remedy=remedy(optimized)) if timing.slower else timing, ()
 
 
 def default_passes(model: Model) -> list[str]:

@@ -33,6 +33,8 @@ class Pass(ABC):
     carefully: "form" (other operators, the same values), then what costs more and loses less, such as "range",
     "blocks" and "bits". ``view.demotions`` says how many of them a site has to take; a step that a site does not have
     changes nothing. Behind the last step a site is left as it was.
+
+    ``freezes`` says that the pass makes constants of initializers that a caller could override, on purpose.
     """
 
     name: ClassVar[str]
@@ -40,6 +42,12 @@ class Pass(ABC):
     compresses: ClassVar[bool] = False
     keeps_facts: ClassVar[bool] = False
     demotions: ClassVar[tuple[str, ...]] = ()
+    freezes: ClassVar[bool] = False
+
+    @property
+    def fits(self) -> bool:
+        """Whether the pass, with these options, fits values to the data that it is given."""
+        return False
 
     def __post_init__(self) -> None:
         """Check every option against its declared type, choices and range.

@@ -18,7 +18,7 @@ class FloatExact:
     """Outputs differ by float rounding only.
 
     With s the spread (standard deviation) of an output over the data, an element r may move by
-    ``rtol * max(|r|, s) + atol * min(1, s)``.
+    ``rtol * max(|r|, s) + atol * min(1, s)``. The same holds in each entry of a short axis, with the entry's own s.
     """
 
     rtol: float
@@ -31,6 +31,9 @@ class FloatExact:
 @dataclass(frozen=True)
 class Lossy:
     """Outputs change on purpose; each keeps at least this signal-to-quantization-noise ratio, in dB.
+
+    The signal is the spread of an output, not its power, and the ratio is that of its worst part: the whole, an entry
+    of a short axis, or what tells samples apart (``numerics.parts``).
 
     Minus infinity promises only that the model runs and gives no new NaN or Inf: integers, and sizes that depend on
     values, may change too. That is for passes whose user says how much to give up.
@@ -45,15 +48,31 @@ class Lossy:
 Contract = BitExact | FloatExact | Lossy
 
 
+GENERATED_FLOOR_DB = 3.0
+"""What lossy passes promise on generated inputs: half of what tells samples apart is left."""
+
+DEFAULT_SESSION = FloatExact(rtol=1e-3, atol=1e-4)
+"""What exact passes promise in a session with default options, which fuses either graph in its own way."""
+
+
 def on_inputs(contract: Contract, generated: bool) -> Contract:
     """Return what a contract demands on the inputs at hand.
 
-    A trained model's answer to generated inputs is close to noise, and its signal-to-noise ratio there says little: a
-    lossy pass is held to 0 dB then, which a wrong scale or axis still breaks. Exact contracts hold on any inputs.
+    A trained model's answers to generated inputs say little of its accuracy, so lossy passes promise less there. A
+    model that gives one answer to all inputs has at most 0 dB (see ``numerics.samples``), so it breaks every finite
+    floor above. Exact contracts hold on any inputs.
     """
     if isinstance(contract, Lossy) and generated:
-        return Lossy(min(0.0, contract.min_sqnr_db))
+        return Lossy(min(GENERATED_FLOOR_DB, contract.min_sqnr_db))
     return contract
+
+
+def in_default_session(contract: Contract) -> Contract:
+    """Return what a contract demands in a session of ONNX Runtime with default options."""
+    if isinstance(contract, Lossy):
+        return contract
+    own = contract if isinstance(contract, FloatExact) else FloatExact(0.0, 0.0)
+    return FloatExact(max(own.rtol, DEFAULT_SESSION.rtol), max(own.atol, DEFAULT_SESSION.atol))
 
 
 def total_contract(contracts: Sequence[Contract]) -> Contract:

@@ -8,11 +8,14 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 from graphopt.base import Pass, option_values
+from graphopt.bisect import Treatment
 from graphopt.model import Model
 from graphopt.progress import Progress, silent
+from graphopt.proof.proof import Proof
 from graphopt.report import PassReport
 from graphopt.runtime.feeds import Data
-from graphopt.trial import Subject, Trial
+from graphopt.subject import Subject
+from graphopt.trial import Trial
 
 MAX_ROUNDS = 20
 YOUNG_OBJECTS = 500_000
@@ -33,25 +36,27 @@ class Pipeline:
 
     Attributes:
         passes: What to run, in order.
-        data: What each pass is proved on and may calibrate with.
-        check: Whether to prove each pass.
+        data: What passes may calibrate with.
+        proof: What each pass is proved with; None if nothing is to be proved.
         keep_going: Whether to run the passes after one that failed.
         fixed_point: Whether to repeat the sequence until nothing changes.
-        progress: Is told of each step: its text, how many are done, and of how many.
+        progress: Called for each step with its text, how many are done, and of how many.
+        default_session: Whether to hold each pass to its contract in a default session of ONNX Runtime as well.
     """
 
     passes: Sequence[Pass]
     data: Data | None
-    check: bool = True
+    proof: Proof | None
     keep_going: bool = False
     fixed_point: bool = False
     progress: Progress = silent
+    default_session: bool = False
 
     def run(self, model: Model) -> Run:
         """Run the passes over ``model``, which itself is not changed.
 
         In the rounds after the first, a pass that finds nothing more to do is not reported again, one that has found
-        nothing since the model last changed is not run again, and sites that broke a contract stay vetoed.
+        nothing since the model last changed is not run again, and sites that broke a contract are treated as before.
         """
         before = Subject(model)
         with rare_garbage_collection() if all(each.keeps_facts for each in self.passes) else nullcontext():
@@ -63,14 +68,15 @@ class Pipeline:
         original, seen = subject.model, [subject]
         reports: list[PassReport] = []
         resting: dict[int, Model] = {}
-        vetoes: dict[int, dict[str, str]] = {}
+        treatments: dict[int, Treatment] = {}
         for round_ in range(MAX_ROUNDS if self.fixed_point else 1):
             active: list[str] = []
             for index, each in enumerate(self.passes):
                 self.progress(each.name, index, len(self.passes))
                 if resting.get(index) is subject.model:
                     continue
-                subject, report = self._step(each, subject, original, vetoes.setdefault(index, {}))
+                begin = treatments.get(index, Treatment())
+                subject, report, treatments[index] = self._step(each, subject, original, begin)
                 if not report.result.rewritten:
                     resting[index] = subject.model
                 if round_ == 0 or report.result.rewritten or report.failure:
@@ -90,18 +96,25 @@ class Pipeline:
         return subject, reports
 
     def _step(
-        self, each: Pass, subject: Subject, original: Model, vetoes: dict[str, str]
-    ) -> tuple[Subject, PassReport]:
-        """Run one pass and time it; ``vetoes`` gains the sites that break its contract."""
+        self, each: Pass, subject: Subject, original: Model, begin: Treatment
+    ) -> tuple[Subject, PassReport, Treatment]:
+        """Run one pass and time it; return how its sites were treated, too."""
         start = time.perf_counter()
-        outcome = Trial(each, subject, original, self.data, self.check, dict(vetoes)).run()
-        vetoes |= outcome.vetoes
-        seconds = time.perf_counter() - start
-        kept = not outcome.failure
+        trial = Trial(each, subject, original, self.data, self.proof, begin, self.default_session)
+        outcome = trial.run()
         report = PassReport(
-            each.name, option_values(each), seconds, kept, outcome.result, outcome.check, outcome.failure
+            each.name,
+            option_values(each),
+            time.perf_counter() - start,
+            not outcome.failure,
+            outcome.result,
+            outcome.check,
+            outcome.failure,
+            outcome.demoted,
+            (subject.model.opset, outcome.model.opset),
         )
-        return subject if outcome.model is subject.model else Subject(outcome.model, outcome.facts), report
+        after = subject if outcome.model is subject.model else Subject(outcome.model, outcome.facts)
+        return after, report, begin if outcome.failure else outcome.treatment
 
 
 @contextmanager

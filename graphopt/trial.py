@@ -1,77 +1,33 @@
-"""One pass on one model: run it on a copy, prove it, veto the sites that break it, or give the model back as it was."""
+"""One pass on one model: run it on a copy, prove it, treat the sites that break it, or revert it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from typing import Any
 
 from graphopt.base import Pass
-from graphopt.bisect import Replay, find_culprits
-from graphopt.contract import Lossy, on_inputs
+from graphopt.bisect import Replay, Treatment, find_culprits
+from graphopt.contract import Lossy, in_default_session, on_inputs
+from graphopt.demote import Measured, find_a_way, rank
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph import GraphView
 from graphopt.graph.symbolic import Facts
 from graphopt.model import Model, fingerprint, raise_opset
 from graphopt.model.exporter import serialized_size
-from graphopt.model.fingerprint import Fingerprint, is_untouched, outline
+from graphopt.model.fingerprint import is_untouched
+from graphopt.numerics.compare import BEYOND
+from graphopt.proof.proof import Proof
 from graphopt.report import Check
+from graphopt.report.report import Demoted
 from graphopt.result import PassResult
-from graphopt.runtime.check import compare_models
 from graphopt.runtime.feeds import Data
+from graphopt.subject import Subject
 
 CHECK_SAMPLES = 128
+PROBE_SAMPLES = 16
 MAX_CULPRITS = 16
 MAX_LOSSY_CULPRITS = 4
 """The noise of a lossy pass comes from all of its sites: taking many of them out one by one explains nothing."""
-
-
-class Subject:
-    """A model that nobody changes: its identity, what is known of its tensors, and copies of it to work on."""
-
-    def __init__(self, model: Model, facts: Facts | None = None) -> None:
-        """Keep ``model`` and what is known of its tensors already."""
-        self.model = model
-        self._facts = facts
-        self._spare: GraphView | None = None
-
-    @cached_property
-    def facts(self) -> Facts:
-        """Types, symbolic shapes and small integers of the model's tensors."""
-        if self._facts is None:
-            return Facts(self.model)
-        self._facts.refresh()
-        return self._facts
-
-    @property
-    def known_facts(self) -> Facts | None:
-        """The same, if something is known already."""
-        return None if self._facts is None and "facts" not in self.__dict__ else self.facts
-
-    @cached_property
-    def identity(self) -> Fingerprint:
-        """What tells whether another model is the same."""
-        return fingerprint(self.model)
-
-    @cached_property
-    def outline(self) -> int:
-        """What equal models have in common, and others hardly ever; cheaper than the identity."""
-        return outline(self.model)
-
-    def equals(self, other: "Subject") -> bool:
-        """Whether the two models are the same."""
-        return self.outline == other.outline and self.identity == other.identity
-
-    def take(self, with_facts: bool) -> tuple[Model, Facts | None]:
-        """Return a copy to work on, which nobody else has, and what is known of its tensors if that is wanted."""
-        if self._spare is not None:
-            spare, self._spare = self._spare, None
-            return spare.model, spare.known_facts if with_facts else None
-        copy = self.model.copy()
-        return copy, self.facts.moved_to(copy) if with_facts else None
-
-    def give_back(self, view: GraphView) -> None:
-        """Take back a copy that has turned out to be unchanged, for the next pass."""
-        self._spare = view
 
 
 @dataclass(frozen=True)
@@ -82,38 +38,45 @@ class Outcome:
         model: The model to go on with.
         result: What the pass says that it did.
         check: How it was proved.
-        failure: Why the pass was taken back, if it was.
-        vetoes: The sites at fault.
+        failure: Why the pass was reverted, if it was.
+        treatment: What sites had to be vetoed or demoted for the contract to hold.
+        demoted: The demoted sites, and what that cost.
         facts: What is known of the model's tensors, if the pass has kept it true.
+        soft: Whether a broken check is a matter of noise alone, which demotion can help.
     """
 
     model: Model
     result: PassResult
     check: Check | None = None
     failure: str = ""
-    vetoes: Mapping[str, str] = field(default_factory=dict)
+    treatment: Treatment = field(default_factory=Treatment)
+    demoted: tuple[Demoted, ...] = ()
     facts: Facts | None = None
+    soft: bool = False
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A pass, the model it works on, and what it is proved on.
+    """A pass, the model it works on, and what it is proved with.
 
     Attributes:
         each: The pass.
         subject: Its input.
         original: The model that the run began with.
-        data: Feeds to calibrate and to prove with, None if there are none.
-        check: Whether to prove the pass.
-        vetoes: Sites that broke its contract before, with the reason.
+        data: Feeds to calibrate with, None if there are none.
+        proof: What to prove it with; None if nothing is to be proved.
+        begin: How to treat sites that broke its contract before.
+        default_session: Whether to hold the pass to its contract in a default session of ONNX Runtime as well.
     """
 
     each: Pass
     subject: Subject
     original: Model
     data: Data | None
-    check: bool
-    vetoes: Mapping[str, str] = field(default_factory=dict)
+    proof: Proof | None
+    begin: Treatment = field(default_factory=Treatment)
+    default_session: bool = False
+    memory: dict[str, Any] = field(default_factory=dict)
 
     @property
     def model(self) -> Model:
@@ -122,78 +85,168 @@ class Trial:
 
     def run(self) -> Outcome:
         """Run the pass, prove its contract and that a compressing pass compresses."""
-        outcome = self._attempt({})
-        if outcome.failure or not outcome.result.rewritten:
-            return outcome
-        if self.check and self.data is not None:
-            outcome = self._judged(outcome)
-            if outcome.check is not None and not outcome.check.holds:
-                outcome = self._without_culprits(outcome)
-        if outcome.failure or not self.each.compresses:
+        outcome = self._attempt(self.begin)
+        if self.proof is not None:
+            for optimize in (False, True) if self.default_session else (False,):
+                if outcome.failure or not outcome.result.rewritten:
+                    break
+                outcome = self._proved(outcome, optimize)
+        if outcome.failure or not outcome.result.rewritten or not self.each.compresses:
             return outcome
         if serialized_size(outcome.model) >= serialized_size(self.model):
-            return self._taken_back(outcome, "would not make the file smaller")
+            return self._reverted(outcome, "would not make the file smaller")
         return outcome
 
-    def _attempt(self, vetoes: Mapping[str, str]) -> Outcome:
+    # -- running -------------------------------------------------------------------------------------------------------
+
+    def _attempt(self, treatment: Treatment) -> Outcome:
         """Run the pass on a copy, unchecked."""
         copy, facts = self.subject.take(self.each.keeps_facts)
         try:
-            view = self._view(copy, vetoes, facts)
+            view = self._view(copy, treatment, facts)
             needed = self.each.required_opset(view)
             if needed > copy.opset and (raised := _raised(copy, needed)) is not copy:
-                view = self._view(raised, vetoes, None)
+                view = self._view(raised, treatment, None)
             result = self.each.apply(view)
         except Exception as error:  # a pass may be anybody's code: its failure is data, the model is untouched
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
             failure = f"crashed: {type(error).__name__}: {error}{notes}"
-            return Outcome(self.model, PassResult(), failure=" ".join(failure.split()))
+            return Outcome(self.model, PassResult(), failure=" ".join(failure.split()), treatment=treatment)
         if result.rewritten:
-            return Outcome(view.model, result, facts=view.known_facts if self.each.keeps_facts else None)
+            facts = view.known_facts if self.each.keeps_facts else None
+            return Outcome(view.model, result, facts=facts, treatment=treatment)
         if view.model.opset != self.model.opset:
-            return Outcome(self.model, result)
+            return Outcome(self.model, result, treatment=treatment)
         if not is_untouched(view.model, self.model) and fingerprint(view.model) != self.subject.identity:
             return Outcome(self.model, result, failure="says that it rewrote nothing but changed the graph")
         if self.each.keeps_facts:
             self.subject.give_back(view)
-        return Outcome(self.model, result)
+        return Outcome(self.model, result, treatment=treatment)
 
-    def _view(self, model: Model, vetoes: Mapping[str, str], facts: Facts | None) -> GraphView:
+    def _view(self, model: Model, treatment: Treatment, facts: Facts | None) -> GraphView:
         calibration = None if self.data is None else self.data.calibration()
-        return GraphView(model, {**self.vetoes, **vetoes}, calibration, self.original, facts)
+        vetoes: Mapping[str, str] = treatment.vetoes
+        if self.proof is not None and self.proof.unknown is not None:
+            vetoes = {**dict.fromkeys(self.proof.unknown.sites, self.proof.unknown.reason()), **vetoes}
+        return GraphView(model, vetoes, calibration, self.original, facts, treatment.demotions, self.memory)
 
-    def _judged(self, outcome: Outcome) -> Outcome:
-        """Hold the rewritten model to the pass's contract, against the pass's input."""
-        assert self.data is not None
-        contract = on_inputs(self.each.contract, self.data.generated)
+    # -- proving -------------------------------------------------------------------------------------------------------
+
+    def _proved(self, outcome: Outcome, optimize: bool) -> Outcome:
+        """Hold the rewritten model to the pass's contract, and treat the sites that break it."""
+        judged = self._judged(outcome, optimize)
+        assert judged.check is not None
+        if judged.check.holds:
+            return judged
+        treated = self._demoted(judged, optimize) if judged.soft else None
+        return treated or self._without_culprits(judged, optimize)
+
+    def _contract(self, optimize: bool) -> Any:
+        assert self.proof is not None
+        contract = on_inputs(self.each.contract, self.proof.data.generated)
+        return in_default_session(contract) if optimize else contract
+
+    def _judged(self, outcome: Outcome, optimize: bool, limit: int = CHECK_SAMPLES) -> Outcome:
+        """Compare the rewritten model with the pass's input."""
+        assert self.proof is not None
+        contract = self._contract(optimize)
         try:
-            check = Check.of(compare_models(self.model, outcome.model, self.data, contract, CHECK_SAMPLES))
+            comparison = self.proof.compare(
+                self.model,
+                outcome.model,
+                contract,
+                limit,
+                optimize=optimize,
+                freezes=self.each.freezes,
+                reviewed=limit == CHECK_SAMPLES,
+            )
         except GraphoptError as error:
-            check = Check(str(contract), False, math.inf, math.inf, None, str(error))
-        return replace(outcome, check=check)
+            return replace(outcome, check=Check(str(contract), False, None, None, None, str(error)), soft=False)
+        floor = contract.min_sqnr_db if isinstance(contract, Lossy) else -math.inf
+        worst = max((output.severity for output in comparison.outputs), default=0.0)
+        soft = floor > -math.inf and worst < BEYOND and comparison.sqnr_db is not None
+        return replace(outcome, check=Check.of(comparison), soft=soft)
 
-    def _without_culprits(self, broken: Outcome) -> Outcome:
-        """Find the sites that break the contract, and run the pass again without them."""
-        replays: dict[frozenset[str], Outcome] = {}
+    def _demoted(self, broken: Outcome, optimize: bool) -> Outcome | None:
+        """Write the sites that cost most more carefully; None if that does not help."""
+        floor = self._contract(optimize).min_sqnr_db
+        sites = [rewritten.site for rewritten in broken.result.rewritten]
+        best: list[Outcome] = []
 
-        def judge(vetoes: Mapping[str, str]) -> Replay:
-            outcome = self._attempt(vetoes)
+        def probe(chosen: Sequence[str]) -> float:
+            others = [site for site in sites if site not in set(chosen)]
+            self.memory["probing"] = True
+            try:
+                return _noise(self._judged(self._attempt(broken.treatment.leaving(others)), optimize, PROBE_SAMPLES))
+            finally:
+                self.memory.pop("probing")
+
+        def judge(treatment: Treatment) -> Measured:
+            attempt = self._attempt(treatment)
+            if attempt.failure or not attempt.result.rewritten:
+                return Measured(False, math.inf)
+            judged = self._judged(attempt, optimize)
+            assert judged.check is not None
+            best[:] = [judged]
+            return Measured(judged.check.holds, _noise(judged))
+
+        ranking = rank(sites, probe, 10 ** (-floor / 10))
+        found = find_a_way(ranking, self.each.demotions, floor, broken.treatment, judge, form=optimize)
+        if found is None:
+            return None
+        costs = {site: -10 * math.log10(noise) for site, noise in ranking.noise.items() if noise > 0}
+        alone = {site: cost for site, cost in costs.items() if site in ranking.alone}
+        return replace(best[0], demoted=(*broken.demoted, *self._what_changed(broken, best[0], alone)))
+
+    def _what_changed(self, before: Outcome, after: Outcome, alone: Mapping[str, float]) -> list[Demoted]:
+        """Say of each site that was treated what was written instead, and what that costs."""
+        written = {each.site: each for each in after.result.rewritten}
+        left = {each.site: each.reason for each in after.result.skipped}
+        found = []
+        for site in before.result.rewritten:
+            now = written.get(site.site)
+            if now is not None and now.detail == site.detail:
+                continue
+            level = after.treatment.demotions.get(site.site, 0)
+            step = self.each.demotions[level - 1] if now is not None and level else "float"
+            size = None if now is None or now.nbytes is None or site.nbytes is None else now.nbytes - site.nbytes
+            text = now.detail if now is not None else left.get(site.site, after.treatment.vetoes.get(site.site, ""))
+            found.append(Demoted(site.site, step, site.detail, text, size, alone.get(site.site)))
+        return found
+
+    def _without_culprits(self, broken: Outcome, optimize: bool) -> Outcome:
+        """Find the sites that break the contract, and run the pass again with them treated."""
+        replays: list[Outcome] = []
+
+        def judge(treatment: Treatment) -> Replay:
+            outcome = self._attempt(treatment)
             if outcome.failure:
                 return Replay(False, outcome.failure)
-            judged = replays[frozenset(vetoes)] = self._judged(outcome)
+            judged = self._judged(outcome, optimize)
             assert judged.check is not None
+            replays[:] = [judged]
             return Replay(judged.check.holds, judged.check.problem)
 
         assert broken.check is not None
         sites = [rewritten.site for rewritten in broken.result.rewritten]
-        most = MAX_LOSSY_CULPRITS if isinstance(self.each.contract, Lossy) else MAX_CULPRITS
-        culprits = find_culprits(sites, broken.check.problem, judge, most)
-        if culprits is None or not replays[frozenset(culprits)].result.rewritten:
-            return self._taken_back(broken, f"broke its contract {broken.check.contract}: {broken.check.problem}")
-        return replace(replays[frozenset(culprits)], vetoes=culprits)
+        most = MAX_LOSSY_CULPRITS if isinstance(self.each.contract, Lossy) and broken.soft else MAX_CULPRITS
+        form = 1 if optimize and self.each.demotions[:1] == ("form",) else 0
+        found = find_culprits(sites, broken.check.problem, judge, most, broken.treatment, form)
+        if found is None or not replays[0].result.rewritten:
+            where = " in a default session of ONNX Runtime" if optimize else ""
+            return self._reverted(broken, f"broke its contract {broken.check.contract}{where}: {broken.check.problem}")
+        return replace(replays[0], demoted=(*broken.demoted, *self._what_changed(broken, replays[0], {})))
 
-    def _taken_back(self, outcome: Outcome, failure: str) -> Outcome:
+    def _reverted(self, outcome: Outcome, failure: str) -> Outcome:
         return Outcome(self.model, outcome.result, outcome.check, failure)
+
+
+def _noise(judged: Outcome) -> float:
+    """Return the noise over the signal of the worst output; infinite where they cannot be compared."""
+    check = judged.check
+    if judged.failure or check is None or check.max_abs is None:
+        return math.inf
+    return 0.0 if check.sqnr_db is None else float(10 ** (-check.sqnr_db / 10))
 
 
 def _raised(model: Model, version: int) -> Model:

@@ -1,20 +1,17 @@
-"""What a run as a whole comes to: held against the original, and what its reader should be told besides."""
+"""The judgement of a whole run: the result against the original, in the session that users open."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
+from dataclasses import dataclass, replace
 
 from graphopt.base import Pass, option_values
-from graphopt.contract import FloatExact, on_inputs, total_contract
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.contract import in_default_session, on_inputs, total_contract
+from graphopt.errors import GraphoptError
 from graphopt.model import Model
-from graphopt.model.ranks import with_ranks
+from graphopt.proof.accuracy import top1
+from graphopt.proof.proof import Proof
 from graphopt.report import Check, PassReport
 from graphopt.result import PassResult
-from graphopt.runtime.check import compare_models, top1
-from graphopt.runtime.data import Data
-from graphopt.runtime.session import Session
+from graphopt.trial import CHECK_SAMPLES
 
 FINAL_SAMPLES = 1024
 
@@ -24,51 +21,89 @@ class Verdict:
     """What the check of the whole run found: nothing, if there was none.
 
     Attributes:
-        check: The result against the original.
+        check: The result against the original, both in a session with default options.
         top1: Top-1 accuracy before and after, from 0 to 1, where there are labels.
         failures: What broke, a sentence each.
         notes: What a reader should know besides.
+        default_session: Whether the result keeps its promises in a session with default options.
     """
 
     check: Check | None = None
     top1: tuple[float, float] | None = None
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
-
-
-def seen_running(model: Model, data: Data) -> Model:
-    """Return the model with its outputs declared as they are, having seen it run.
-
-    Raises:
-        ModelError: ONNX Runtime refuses the model or its inputs, so that nothing can be proved.
-    """
-    try:
-        outputs = Session(model).run(next(data.batches()))
-    except GraphoptError as error:
-        raise ModelError(f"{model.path or 'the model'} cannot be proved, as it does not run: {error}") from error
-    return with_ranks(model, {name: value.ndim for name, value in outputs.items() if isinstance(value, np.ndarray)})
+    default_session: bool = True
 
 
 def judge(
-    source: Model, optimized: Model, data: Data, passes: Sequence[Pass], reports: Sequence[PassReport]
+    proof: Proof, optimized: Model, passes: Sequence[Pass], reports: Sequence[PassReport], max_drop: float
 ) -> Verdict:
-    """Hold the result to the sum of the kept passes' contracts against the original."""
-    contracts = [each.contract for each, told in _kept(passes, reports) if told.rewritten]
-    total = on_inputs(total_contract(contracts), data.generated)
-    check = Check.of(compare_models(source, optimized, data, total, FINAL_SAMPLES))
-    failures = () if check.holds else (f"the whole run broke {check.contract}: {check.problem}",)
-    notes = []
+    """Hold the result to the sum of the kept passes' contracts against the original.
+
+    Args:
+        proof: The proof of the run.
+        optimized: The result.
+        passes: What was run.
+        reports: What came of it.
+        max_drop: How many points of top-1 a run that compresses may lose.
+    """
+    kept = [(each, told) for each, told in _kept(passes, reports) if told.rewritten]
+    total = on_inputs(total_contract([each.contract for each, _ in kept]), proof.data.generated)
+    freezes = any(each.freezes for each, _ in kept)
+    plain = Check.of(proof.compare(proof.source, optimized, total, CHECK_SAMPLES, freezes=freezes))
+    failures = [] if plain.holds else [f"the whole run broke {plain.contract}: {plain.problem}"]
+    check, problem, notes = plain, "", []
     try:
-        notes += _gap(optimized, data)
+        contract = in_default_session(total)
+        usual = proof.compare(proof.source, optimized, contract, FINAL_SAMPLES, optimize=True, freezes=freezes)
     except GraphoptError as error:
-        refusal = f"with its graph optimizations on, {error}"
-        if _runs_optimized(source, data):
-            return Verdict(check, None, (*failures, refusal))
-        notes.append(f"{refusal}; the original neither")
-    if data.generated:
+        if _runs(proof, proof.source):
+            problem = f"in a session with default options, {error}"
+        else:
+            notes.append(f"with its graph optimizations on, {error}; the original neither")
+    else:
+        check = Check.of(usual)
+        if not check.holds:
+            problem = f"in a session with default options, the run broke {check.contract}: {check.problem}"
+    if problem:
+        return Verdict(check, None, (*failures, problem), (), default_session=False)
+    check = replace(check, holds=check.holds and plain.holds, notes=(*plain.notes, *check.notes))
+    if proof.unknown is not None:
+        notes.append(proof.unknown.note())
+    notes += _what_data_say(proof, check, [each for each, _ in kept])
+    accuracy = None
+    if proof.data.labels is not None:
+        accuracy = (top1(proof.source, proof.data, proof.session), top1(optimized, proof.data, proof.session))
+        failures += _drop(accuracy, max_drop, any(each.compresses for each, _ in kept))
+    return Verdict(check, accuracy, tuple(failures), tuple(notes))
+
+
+def _what_data_say(proof: Proof, check: Check, kept: Sequence[Pass]) -> list[str]:
+    """Say what the data that the run was judged on cannot prove."""
+    notes = []
+    if proof.data.generated:
         notes.append("checked on generated inputs: the numerics are proved, accuracy was not measured")
-    accuracy = None if data.labels is None else (top1(source, data), top1(optimized, data))
-    return Verdict(check, accuracy, failures, tuple(notes))
+    if check.blind:
+        names = ", ".join(map(repr, check.blind))
+        notes.append(f"{names}: the same for all samples, so that the data cannot tell a good model from a constant")
+    fitting = [each.name for each in kept if each.fits]
+    if fitting and not proof.data.generated and proof.data.calibration() is proof.data:
+        notes.append(
+            f"{', '.join(fitting)}: fitted and checked on the same {proof.data.size} samples, so the figures say "
+            "little of others (arrays named calibration/<input> are a split to fit on)"
+        )
+    return notes
+
+
+def _drop(accuracy: tuple[float, float], most: float, compressed: bool) -> list[str]:
+    """Return the failure of a run that compresses and loses more top-1 than it may."""
+    lost = 100 * (accuracy[0] - accuracy[1])
+    if not compressed or lost <= most:
+        return []
+    return [
+        f"top-1 fell by {lost:.2f} points, from {accuracy[0]:.2%} to {accuracy[1]:.2%}: at most {most:g} are allowed "
+        "(--max-drop)"
+    ]
 
 
 def failed(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[str]:
@@ -93,38 +128,20 @@ def _kept(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[tuple[P
     return [(by_key[(each.name, str(each.options))], each.result) for each in reports if each.kept]
 
 
-def _gap(model: Model, data: Data) -> list[str]:
-    """Run the result as a user would, optimizations on, and tell if that differs from what was proved."""
-    gap = compare_models(model, model, data, FloatExact(rtol=1e-3, atol=1e-4), FINAL_SAMPLES, optimize=(False, True))
-    if gap.holds:
-        return []
-    return [f"with its graph optimizations on, ONNX Runtime gives other results than without: {gap.problem}"]
-
-
-def _runs_optimized(model: Model, data: Data) -> bool:
-    """Whether a model runs as a user would run it, optimizations on."""
+def _runs(proof: Proof, model: Model) -> bool:
+    """Whether a model runs in a session with default options."""
     try:
-        Session(model, optimize=True).run(next(data.batches()))
+        proof.session(model, optimize=True).run(next(proof.feeds()))
     except GraphoptError:
         return False
     return True
 
 
-def slower(timing: tuple[float, float] | None, model: Model) -> list[str]:
-    """Say in plain words when the result is slower than the original, and what to do about it."""
-    if timing is None or timing[1] <= timing[0]:
-        return []
-    told = f"slower than the original on one thread of ONNX Runtime: {timing[0]:.3g} ms became {timing[1]:.3g} ms"
-    ops = {node.op for node in model.graph.nodes}
-    if "DequantizeLinear" not in ops:
-        return [told]
+def remedy(model: Model) -> str:
+    """Say what would not be slower than a result that is."""
+    ops = {node.op for graph in model.graphs() for node in graph.nodes}
     if "QuantizeLinear" in ops:
-        return [
-            f"{told}; the integer kernels do not pay on this machine: quantize-weights with --representation mul"
-            " gives a file as small that runs at float speed"
-        ]
-    return [
-        f"{told}; ONNX Runtime's CPU provider computes the DequantizeLinear of each weight at every run: quantize with"
-        " --representation mul (folded when the model is loaded), or set the session's entry"
-        " session.disable_quant_qdq to 1"
-    ]
+        return "quantize-weights gives a file as small that runs at the speed of float; integer kernels do not pay here"
+    if "DequantizeLinear" in ops:
+        return "quantize-weights with --representation mul writes weights that are folded when the model is loaded"
+    return ""

@@ -22,6 +22,7 @@ class FreezeInitializers(Pass):
 
     name = "freeze-initializers"
     contract = FloatExact(rtol=1e-5, atol=1e-6)
+    freezes = True
 
     def run(self, view: GraphView) -> PassResult:
         """Drop the declarations; the initializers themselves stay as they are."""

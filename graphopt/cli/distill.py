@@ -17,7 +17,7 @@ from graphopt.distill.trainer import Outcome
 from graphopt.distill.trainer import distill as train
 from graphopt.errors import DataError, OptionError
 from graphopt.model import load, save
-from graphopt.runtime.check import top1
+from graphopt.proof.accuracy import top1
 from graphopt.runtime.feeds import load_data
 
 _PLAIN = Settings()

@@ -27,7 +27,9 @@ _PAGE = 4096
 _CHUNK = 1 << 22
 
 
-def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy = "auto") -> int:
+def save(
+    model: Model, path: str | PathLike[str], external_data: ExternalPolicy = "auto", *, durable: bool = True
+) -> int:
     """Write a model file, and a file ``<name>.data`` beside it if the weights go there.
 
     The target appears whole or not at all: what is there stays until the new file is complete and on disk, so saving
@@ -40,6 +42,7 @@ def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy 
         path: The target.
         external_data: Whether weights of 1 KB and more go into a file of their own: ``auto`` only where the model would
             be larger than 2 GB, which a protobuf file cannot be.
+        durable: Whether to wait until the files are on disk; not for files that are soon removed.
 
     Returns:
         The bytes written, both files together.
@@ -52,11 +55,11 @@ def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy 
         stale = _data_files(target)
         new = None
         if external_data == "always" or (weight_bytes(model) > LIMIT and external_data == "auto"):
-            new = _save_external(model, target)
-        elif not _save_inline(model, target):
+            new = _save_external(model, target, durable)
+        elif not _save_inline(model, target, durable):
             if external_data == "never":
                 raise ModelError(f"{path}: the model is larger than 2 GB, which does not fit into one file")
-            new = _save_external(model, target)
+            new = _save_external(model, target, durable)
         for file in stale - {new}:
             with contextlib.suppress(OSError):  # a system that cannot remove mapped files keeps it
                 file.unlink()
@@ -65,7 +68,7 @@ def save(model: Model, path: str | PathLike[str], external_data: ExternalPolicy 
         raise ModelError(f"{path}: cannot write it: {error.strerror or error}") from error
 
 
-def _save_inline(model: Model, target: Path) -> bool:
+def _save_inline(model: Model, target: Path, durable: bool) -> bool:
     """Write one file, unless it would be larger than 2 GB."""
     weights: list[Any] = []
 
@@ -86,11 +89,11 @@ def _save_inline(model: Model, target: Path) -> bool:
             else:
                 _write_weight(file, weights[piece])
 
-    _write_whole(target, write)
+    _write_whole(target, write, durable)
     return True
 
 
-def _save_external(model: Model, target: Path) -> Path:
+def _save_external(model: Model, target: Path, durable: bool) -> Path:
     """Write the weights into a fresh data file, then the model that names it; return the data file."""
     data = _fresh_data_file(target)
     places: dict[int, int] = {}
@@ -113,9 +116,9 @@ def _save_external(model: Model, target: Path) -> Path:
         serialized: bytes = write_model(model, place).SerializeToString()
         return serialized
 
-    skeleton: bytes = _write_whole(data, write)
+    skeleton: bytes = _write_whole(data, write, durable)
     try:
-        _write_whole(target, lambda file: file.write(skeleton))
+        _write_whole(target, lambda file: file.write(skeleton), durable)
     except BaseException:  # whatever it is, the weights of no model must not stay; it goes on its way
         data.unlink(missing_ok=True)
         raise
@@ -165,19 +168,22 @@ def _fresh_data_file(target: Path) -> Path:
     return data
 
 
-def _write_whole(target: Path, write: Callable[[IO[bytes]], T]) -> T:
+def _write_whole(target: Path, write: Callable[[IO[bytes]], T], durable: bool) -> T:
     """Have ``write`` fill a temporary file, bring it to disk, and put it in the target's place at once."""
     temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
             result = write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         if target.exists():
             shutil.copymode(target, temporary)
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+    if not durable:
+        return result
     with contextlib.suppress(OSError):  # not every system can open a folder
         folder = os.open(target.parent, os.O_RDONLY)
         try:

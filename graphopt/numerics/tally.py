@@ -7,55 +7,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from graphopt.numerics.front import Floats, Front
+from graphopt.numerics.moments import Moments, unit_of
+from graphopt.numerics.samples import Samples
 
 CHUNK = 1 << 20
-MAX_FRONT = 4096
+MOST_SLICES = 256
+"""An axis of up to this many entries is looked at entry by entry."""
+
+MOST_SIZES = 16
+"""Samples of further sizes are compared as parts of the whole only."""
 
 
-class Front:
-    """The differences that could break a tolerance whose scale is known only at the end.
+@dataclass
+class Slices:
+    """What is known of an output entry by entry of one axis: channels, or the parts of a last axis."""
 
-    An element r that moved by d is too far off if ``d > rtol * max(|r|, s) + a``, where the spread s (and a, which
-    depends on it) is known after the last batch. That is ``d - rtol * |r| > a`` and ``d - rtol * s > a`` at once, so an
-    element matters only if no other one exceeds it in both ``x = d - rtol * |r|`` and ``y = d``: the Pareto front,
-    some ten points for a million of random ones. A front beyond ``MAX_FRONT`` points is thinned towards the strict
-    side: two neighbours become the corner above both.
-    """
-
-    def __init__(self, rtol: float) -> None:
-        """Collect for one relative tolerance."""
-        self._rtol = rtol
-        self._x: Floats = np.empty(0)
-        self._y: Floats = np.empty(0)
-
-    def add(self, reference: Floats, moved: Floats) -> None:
-        """Add finite elements and how far each moved."""
-        x = np.concatenate([self._x, moved - self._rtol * np.abs(reference)])
-        y = np.concatenate([self._y, moved])
-        positive = x > 0
-        x, y = x[positive], y[positive]
-        if not x.size:
-            return
-        above = y >= y[np.argmax(x)]
-        x, y = x[above], y[above]
-        order = np.lexsort((-x, -y))
-        x, y = x[order], y[order]
-        best_before = np.concatenate([[-np.inf], np.maximum.accumulate(x)[:-1]])
-        self._x, self._y = x[x > best_before], y[x > best_before]
-        while self._x.size > MAX_FRONT:
-            even = self._x.size // 2 * 2
-            self._x = np.concatenate([self._x[1:even:2], self._x[even:]])
-            self._y = np.concatenate([self._y[0:even:2], self._y[even:]])
-
-    def worst(self, spread: float, absolute: float) -> tuple[float, float] | None:
-        """Return how far the worst element moved and how far it was allowed to, or None if all are within."""
-        allowed = np.maximum(self._y - self._x, self._rtol * spread) + absolute
-        broken = np.flatnonzero(self._y > allowed)
-        if not broken.size:
-            return None
-        index = broken[np.argmax(self._y[broken] / np.maximum(allowed[broken], 1e-300))]
-        return float(self._y[index]), float(allowed[index])
+    axis: int
+    moments: Moments
+    fronts: dict[int, Front] = field(default_factory=dict)
 
 
 @dataclass
@@ -63,67 +33,108 @@ class Tally:
     """What is known of one output so far.
 
     Attributes:
-        front: The differences that a FloatExact contract has to look at.
+        rtol: The relative tolerance that a FloatExact contract has to look at differences with.
         elements: How many elements were compared.
-        finite: How many of them are finite floats on both sides.
         differing: How many have other bits (NaN equals NaN); for floats, the sign of zero counts.
-        max_abs: Largest difference of two finite numbers.
-        max_reference: Largest magnitude of a finite reference element.
-        signal: Sum of squares of the reference.
-        noise: Sum of squares of the differences.
-        mismatch: The first difference of structure, type, rank or finiteness, in words.
+        moved_most: Largest difference of two integers.
+        mismatch: The first difference of structure, type or rank, in words.
         resized: The first difference of size alone, in words; a new NaN or Inf there counts as a mismatch.
+        whole: Moments of all elements.
+        front: The differences that a FloatExact contract has to look at, of all elements.
+        slices: The same by axis, for an output whose axis has one short length on all of the data.
+        samples: What tells samples from each other, by their size.
+        unit: The distance from 1 to the next number of the output's type.
+        agreeing: Samples whose highest class score is at the same class, of an output with a row for each sample.
+        rows: How many such samples were compared.
     """
 
-    front: Front
+    rtol: float
     elements: int = 0
-    finite: int = 0
     differing: int = 0
-    max_abs: float = 0.0
-    max_reference: float = 0.0
-    signal: float = 0.0
-    noise: float = 0.0
+    moved_most: float = 0.0
     mismatch: str = ""
     resized: str = ""
     is_float: bool = False
-    _mean: float = field(default=0.0, repr=False)
-    _deviation: float = field(default=0.0, repr=False)
+    unit: float = 2.0**-23
+    whole: Moments = field(default_factory=lambda: Moments(1))
+    slices: dict[int, Slices] = field(default_factory=dict)
+    samples: dict[int, Samples] = field(default_factory=dict)
+    agreeing: int = 0
+    rows: int = 0
+    _became: str = field(default="", repr=False)
+    _strange: int = field(default=0, repr=False)
+    _rank: int | None = field(default=None, repr=False)
+    _candidate: Moments = field(default_factory=lambda: Moments(1), repr=False)
+    _difference: Moments = field(default_factory=lambda: Moments(1), repr=False)
+
+    def __post_init__(self) -> None:
+        """Begin with no differences."""
+        self.front = Front(self.rtol)
 
     @property
-    def spread(self) -> float:
-        """Standard deviation of the reference's finite elements over everything added."""
-        return float(np.sqrt(self._deviation / self.finite)) if self.finite else 0.0
+    def turned(self) -> str:
+        """Which NaN or Inf is new or gone, in words: the first one, and how many there are."""
+        return f"{self._became} ({self._strange} of {self.elements} elements)" if self._became else ""
 
     @property
-    def rms(self) -> float:
-        """Root mean square of the differences."""
-        return float(np.sqrt(self.noise / self.finite)) if self.finite else 0.0
+    def comparable(self) -> bool:
+        """Whether all of the output could be compared, number by number."""
+        return not (self.mismatch or self.turned or self.resized)
 
-    def add(self, reference: Any, candidate: Any) -> None:
-        """Compare one value: an array, or a sequence, map or optional of them."""
+    @property
+    def max_abs(self) -> float:
+        """Largest difference of two finite numbers."""
+        return max(self.moved_most, float(self.whole.max_abs[0]))
+
+    @property
+    def correlation(self) -> float | None:
+        """Pearson's correlation of both sides' finite elements; None if the reference is constant."""
+        if not self.is_float or self.whole.constant(self.unit)[0]:
+            return None
+        a, b, d = (float(each.deviation[0]) for each in (self.whole, self._candidate, self._difference))
+        # With d the deviation of the difference: d = a + b - 2 * covariance.
+        return float(np.clip((a + b - d) / (2 * np.sqrt(a * b)), -1.0, 1.0)) if b > 0 else 0.0
+
+    def add(self, reference: Any, candidate: Any, samples: int | None = None) -> None:
+        """Compare one value: an array, or a sequence, map or optional of them.
+
+        Args:
+            reference: The value.
+            candidate: What it became.
+            samples: How many samples of it count, if its first axis is the samples' in this run; None if the whole of
+                the value is one sample.
+        """
         for left, right, where in pair_leaves(reference, candidate):
             problem = _form_mismatch(left, right)
             if not problem:
-                self._add_array(left, right)
+                self._add_array(left, right, samples, where)
             elif isinstance(left, np.ndarray) and isinstance(right, np.ndarray) and _resized(left, right):
                 self.resized = self.resized or where + problem
             else:
                 self.mismatch = self.mismatch or where + problem
 
-    def _add_array(self, reference: NDArray[Any], candidate: NDArray[Any]) -> None:
-        """Compare two arrays of one type and shape, chunk by chunk."""
+    def _add_array(self, reference: NDArray[Any], candidate: NDArray[Any], samples: int | None, where: str) -> None:
+        """Compare two arrays of one type and shape."""
         is_float = is_float_type(reference.dtype)
         self.is_float = self.is_float or is_float
         self.elements += reference.size
-        flat, other = np.ravel(reference), np.ravel(candidate)
-        for start in range(0, flat.size, CHUNK):
-            left, right = flat[start : start + CHUNK], other[start : start + CHUNK]
-            if left.dtype.kind == "c":
-                left, right = left.view(left.real.dtype), right.view(right.real.dtype)
-            if is_float:
-                self._add_floats(left, right)
-            else:
-                self._add_exact(left, right)
+        if reference.dtype.kind == "c":
+            reference, candidate = (each.view(each.real.dtype) for each in map(np.atleast_1d, (reference, candidate)))
+        if not is_float:
+            self._add_exact(np.ravel(reference), np.ravel(candidate))
+            return
+        self.unit = unit_of(reference.dtype)
+        plain = not where
+        if plain and samples is not None and reference.ndim == 2 and reference.shape[1] > 1:
+            self.rows += len(reference)
+            self.agreeing += int(np.count_nonzero(reference.argmax(1) == candidate.argmax(1)))
+        self._arrange(reference if plain else None)
+        if not reference.size:
+            return
+        rows = len(reference) if samples is not None and plain else 1
+        self._add_samples(reference.reshape(rows, -1), candidate.reshape(rows, -1), reference.size // max(rows, 1))
+        for block, start in _blocks(np.atleast_1d(reference).shape):
+            self._add_floats(np.atleast_1d(reference)[block], np.atleast_1d(candidate)[block], start)
 
     def _add_exact(self, left: NDArray[Any], right: NDArray[Any]) -> None:
         """Compare integers, booleans or strings."""
@@ -131,40 +142,89 @@ class Tally:
         self.differing += int(np.count_nonzero(unequal))
         if left.dtype.kind in "iub" and unequal.any():
             moved = np.abs(left[unequal].astype(np.float64) - right[unequal].astype(np.float64))
-            self.max_abs = max(self.max_abs, float(moved.max()))
+            self.moved_most = max(self.moved_most, float(moved.max()))
 
-    def _add_floats(self, left: NDArray[Any], right: NDArray[Any]) -> None:
-        """Compare floats of any width, in float64."""
+    def _arrange(self, reference: NDArray[Any] | None) -> None:
+        """Keep an axis by itself while it has one short length on all of the data."""
+        if self._rank is None:
+            self._rank = -1 if reference is None else reference.ndim
+            for axis in {1, self._rank - 1} if self._rank > 1 else ():
+                assert reference is not None
+                if 1 < reference.shape[axis] <= MOST_SLICES:
+                    self.slices[axis] = Slices(axis, Moments(reference.shape[axis]))
+        same_rank = reference is not None and reference.ndim == self._rank
+        for axis in list(self.slices):
+            if not same_rank or reference is None or reference.shape[axis] != len(self.slices[axis].moments.count):
+                del self.slices[axis]
+
+    def _add_samples(self, left: NDArray[Any], right: NDArray[Any], size: int) -> None:
+        """Compare samples with each other, one in each row."""
+        if size not in self.samples and (len(self.samples) == MOST_SIZES or not size):
+            return
+        same = self.samples.setdefault(size, Samples(size))
+        each = max(1, CHUNK // same.size)
+        for start in range(0, len(left), each):
+            r, c = (rows[start : start + each, :: same.step].astype(np.float64) for rows in (left, right))
+            finite = np.isfinite(r) & np.isfinite(c)
+            if not finite.all():
+                r, c = np.where(finite, r, 0.0), np.where(finite, c, 0.0)
+            same.add(r, r - c)
+
+    def _add_floats(self, left: NDArray[Any], right: NDArray[Any], start: int) -> None:
+        """Compare a block of floats of any width, in float64; ``start`` is where it begins on the second axis."""
         r, c = left.astype(np.float64), right.astype(np.float64)
         both_nan = np.isnan(r) & np.isnan(c)
         self.differing += int(np.count_nonzero(~both_nan & (_bits(left) != _bits(right))))
-        finite = np.isfinite(r) & np.isfinite(c)
-        if not finite.all():
+        finite: NDArray[np.bool_] | None = np.isfinite(r) & np.isfinite(c)
+        assert finite is not None
+        if finite.all():
+            finite = None
+        else:
             strange = ~finite & ~both_nan & (r != c)
-            if strange.any() and not self.mismatch:
-                index = int(np.argmax(strange))
-                count = int(np.count_nonzero(strange))
-                self.mismatch = f"{r[index]:.6g} became {c[index]:.6g} ({count} such)"
-            r, c = r[finite], c[finite]
+            if strange.any():
+                index = np.unravel_index(int(np.argmax(strange)), strange.shape)
+                self._became = self._became or f"{r[index]:.6g} became {c[index]:.6g}"
+                self._strange += int(np.count_nonzero(strange))
+            r, c = np.where(finite, r, 0.0), np.where(finite, c, 0.0)
         if not r.size:
             return
         moved = np.abs(r - c)
-        with np.errstate(over="ignore"):
-            self._add_moments(r)
-            self.signal += float(np.dot(r, r))
-            self.noise += float(np.dot(moved, moved))
-        self.max_abs = max(self.max_abs, float(moved.max()))
-        self.max_reference = max(self.max_reference, float(np.abs(r).max()))
-        self.front.add(r, moved)
+        self._add_moments(r, c, moved, finite)
+        for each in self.slices.values():
+            self._add_slices(each, r, moved, finite, start if each.axis == 1 else 0)
 
-    def _add_moments(self, r: Floats) -> None:
-        """Update mean and squared deviations (Chan, Golub and LeVeque 1979, pairwise form)."""
-        mean = float(r.mean())
-        total = self.finite + r.size
-        gap = mean - self._mean
-        self._deviation += float(np.square(r - mean).sum()) + gap * gap * self.finite * r.size / total
-        self._mean += gap * r.size / total
-        self.finite = total
+    def _add_moments(self, r: Floats, c: Floats, moved: Floats, finite: NDArray[np.bool_] | None) -> None:
+        """Update the figures of the whole."""
+        mask = None if finite is None else finite.reshape(1, 1, -1)
+        zero = np.zeros((1, 1, 1))
+        self.whole.add(r.reshape(1, 1, -1), moved.reshape(1, 1, -1), mask)
+        self._candidate.add(c.reshape(1, 1, -1), zero, mask)
+        self._difference.add((r - c).reshape(1, 1, -1), zero, mask)
+        self.front.add(r.reshape(-1), moved.reshape(-1))
+
+    def _add_slices(self, each: Slices, r: Floats, moved: Floats, finite: NDArray[np.bool_] | None, start: int) -> None:
+        """Update the figures of one axis's entries from ``start`` on."""
+        form = (int(np.prod(r.shape[: each.axis])), r.shape[each.axis], -1)
+        r, moved = r.reshape(form), moved.reshape(form)
+        each.moments.add(r, moved, None if finite is None else finite.reshape(form), start)
+        if self.rtol <= 0:
+            return
+        far = np.nonzero(moved > self.rtol * np.abs(r))
+        for index in np.unique(far[1]).tolist():
+            chosen = tuple(axes[far[1] == index] for axes in far)
+            each.fronts.setdefault(start + index, Front(self.rtol)).add(r[chosen], moved[chosen])
+
+
+def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], int]]:
+    """Cut an array into blocks of about ``CHUNK`` elements along its first two axes; yield where the second begins."""
+    size = max(1, int(np.prod(shape[1:])))
+    rows = max(1, CHUNK // size)
+    inner = shape[1] if len(shape) > 1 else 1
+    columns = inner if size <= CHUNK else max(1, CHUNK * inner // size)
+    for row in range(0, shape[0], rows):
+        for column in range(0, inner, columns) if len(shape) > 1 else (0,):
+            block = (slice(row, row + rows), slice(column, column + columns))
+            yield block[: len(shape)], column
 
 
 def is_float_type(dtype: "np.dtype[Any]") -> bool:

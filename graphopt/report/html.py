@@ -44,8 +44,8 @@ def _sizes(report: Report) -> str:
     ]
     if report.top1 is not None:
         rows.append(("top-1", f"{report.top1[0]:.2%}", f"{report.top1[1]:.2%}", ""))
-    if report.latency_ms is not None:
-        rows.append(("latency", f"{report.latency_ms[0]:.3g} ms", f"{report.latency_ms[1]:.3g} ms", ""))
+    if report.latency is not None:
+        rows.append(("latency", f"{report.latency.before:.3g} ms", f"{report.latency.after:.3g} ms", ""))
     return _table(("", "before", "after", "ratio"), rows)
 
 

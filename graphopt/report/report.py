@@ -53,6 +53,11 @@ class Check:
             comparison.sqnr_db,
             comparison.problem,
             comparison.notes,
+            comparison.where,
+            comparison.correlation,
+            comparison.agreement,
+            comparison.samples,
+            comparison.blind,
         )
 
 
@@ -169,7 +174,8 @@ class Report:
     passes: tuple[PassReport, ...]
     check: Check | None
     top1: tuple[float, float] | None = None
-    latency_ms: tuple[float, float] | None = None
+    latency: Latency | None = None
+    circumstances: Circumstances | None = None
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -188,7 +194,7 @@ class Report:
             "after": vars(self.after),
             "passes": [each.as_dict() for each in self.passes],
             "check": check,
-            "latency_ms": _pair(self.latency_ms),
+            "latency_ms": None if self.latency is None else [self.latency.before, self.latency.after],
             "failures": list(self.failures),
             "notes": list(self.notes),
         }

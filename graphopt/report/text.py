@@ -64,8 +64,8 @@ def _totals(report: Report) -> list[str]:
         lines.append(f"MACs       {before.macs:,} -> {after.macs:,} ({_share(after.macs, before.macs)})")
     if report.top1 is not None:
         lines.append(f"top-1      {report.top1[0]:.2%} -> {report.top1[1]:.2%}")
-    if report.latency_ms is not None:
-        lines.append(f"latency    {report.latency_ms[0]:.3g} ms -> {report.latency_ms[1]:.3g} ms")
+    if report.latency is not None:
+        lines.append(f"latency    {report.latency.before:.3g} ms -> {report.latency.after:.3g} ms")
     if report.check is not None:
         sqnr = "" if report.check.sqnr_db is None else f", SQNR {report.check.sqnr_db:.1f} dB"
         verdict = "holds" if report.check.holds else "BROKEN"

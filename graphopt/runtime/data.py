@@ -40,6 +40,10 @@ class Data(Protocol):
         """Yield feeds until the data, or ``limit`` samples, are used up; the first one always comes."""
         ...
 
+    def counts(self, limit: int | None = None) -> Iterator[int]:
+        """Yield how many samples each of the batches holds, those that it was filled up with left out."""
+        ...
+
     def calibration(self) -> "Data":
         """Return the data to calibrate with: a split of its own if there is one, else these data."""
         ...
@@ -111,6 +115,12 @@ class ArrayData:
                 feeds = {name: v if self.stored[name].shared else _filled(v, missing) for name, v in feeds.items()}
             yield feeds
 
+    def counts(self, limit: int | None = None) -> Iterator[int]:
+        """Yield how many samples each of the batches holds, those that it was filled up with left out."""
+        end = self.size if limit is None else max(1, min(limit, self.size))
+        for start in range(0, end, self.at_once):
+            yield min(self.at_once, (end if not self.fixed else self.size) - start)
+
     def calibration(self) -> Data:
         """Return the split for calibrating, or the data themselves."""
         return self.split or self
@@ -133,6 +143,12 @@ class ListData:
     def batches(self, limit: int | None = None) -> Iterator[Feeds]:
         """Yield the feeds, at most ``limit`` of them."""
         yield from self.feeds[: None if limit is None else max(1, limit)]
+
+    def counts(self, limit: int | None = None) -> Iterator[int]:
+        """Yield the leading size that the arrays of each set of feeds have in common, 1 if they have none."""
+        for feeds in self.batches(limit):
+            sizes = {len(value) if value.ndim else 0 for value in feeds.values() if isinstance(value, np.ndarray)}
+            yield max(1, sizes.pop()) if len(sizes) == 1 else 1
 
     def calibration(self) -> Data:
         """Return the data themselves."""

@@ -4,4 +4,8 @@ from graphopt.runtime.data import Data, Feeds
 from graphopt.runtime.generate import generate
 from graphopt.runtime.load_data import from_arrays, load_data
 
-__all__ = ["Data", "Feeds", "from_arrays", "generate", "load_data"]
+__all__ = ["Data", "Feeds", "from_arrays", "generate", "load_data", "overridden"]
+
+
+def overridden(model, feeds, rng):
+    return feeds

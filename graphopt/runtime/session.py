@@ -17,12 +17,24 @@ from graphopt.model.exporter import weight_bytes
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-IN_MEMORY = 1 << 30
-"""Weights of up to this many bytes are handed over in memory, more through files."""
+IN_MEMORY = 1 << 26
+"""Weights of up to this many bytes are handed over in memory, more through files, which ONNX Runtime maps."""
 
 _SMALL = 1 << 22
 
 _FATAL = 4
+
+_libraries: list[str] = []
+
+
+def use_custom_operators(libraries: Sequence[str]) -> None:
+    """Have every session from now on know the operators of these libraries (see ONNX Runtime, "Custom operators")."""
+    _libraries[:] = libraries
+
+
+def knows_custom_operators() -> bool:
+    """Whether sessions know operators of libraries, so that it cannot be said beforehand what they know."""
+    return bool(_libraries)
 
 
 class Session:
@@ -30,6 +42,7 @@ class Session:
 
     Attributes:
         inputs: The names that must be fed.
+        overridable: The names of initializers that may be fed.
         outputs: The names that ``run`` returns: the model's own, then the extra ones.
     """
 
@@ -40,6 +53,7 @@ class Session:
         optimize: bool = False,
         threads: int = 0,
         extra_outputs: Sequence[str] = (),
+        profile: Path | None = None,
     ) -> None:
         """Load a model.
 
@@ -49,11 +63,12 @@ class Session:
             optimize: Whether ONNX Runtime may rewrite the graph.
             threads: Threads per operator; 0 leaves the choice to ONNX Runtime.
             extra_outputs: Names of tensors of the main graph to give out too.
+            profile: Where to write the times of nodes, see ``end_profiling``; None measures none.
 
         Raises:
             GraphoptError: ONNX Runtime cannot load the model.
         """
-        self.optimize, self._threads = optimize, threads
+        self.optimize, self._threads, self._profile = optimize, threads, profile
         if isinstance(model, bytes):
             self._session = self._open(model, None)
         elif isinstance(model, onnx.ModelProto):
@@ -63,18 +78,20 @@ class Session:
         elif isinstance(model, Model):
             with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
                 path = Path(folder, "model.onnx")
-                save(model, path, "always")
+                save(model, path, "always", durable=False)
                 self._session = self._load_file(path, extra_outputs)
         else:
             self._session = self._load_file(Path(model), extra_outputs)
         self.inputs = tuple(each.name for each in self._session.get_inputs())
+        self.overridable = tuple(each.name for each in self._session.get_overridable_initializers())
         self.outputs = tuple(each.name for each in self._session.get_outputs())
 
     def run(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
         """Run once.
 
         Args:
-            feeds: One array per input (a list for a sequence input); names that the model does not have are ignored.
+            feeds: One array per input (a list for a sequence input), and for overridable initializers if they are to
+                hold something else; names that the model does not have are ignored.
 
         Returns:
             The outputs by name: arrays; for sequence, map and optional outputs lists, dicts and None.
@@ -89,12 +106,16 @@ class Session:
 
         settings = ort.RunOptions()
         settings.log_severity_level = _FATAL
-        chosen = {name: feeds[name] for name in self.inputs}
+        chosen = {name: feeds[name] for name in (*self.inputs, *self.overridable) if name in feeds}
         try:
             values = self._session.run(self.outputs, chosen, settings)
         except Exception as error:  # its exceptions have no common base but this
             raise GraphoptError(f"ONNX Runtime cannot run the model: {one_line(error)}") from error
         return dict(zip(self.outputs, values, strict=True))
+
+    def end_profiling(self) -> Path:
+        """Stop measuring and return the file with the times of nodes, in Chrome's trace format."""
+        return Path(self._session.end_profiling())
 
     def _load_file(self, path: Path, extra_outputs: Sequence[str]) -> "ort.InferenceSession":
         """Load a file; its external data is found relative to it."""
@@ -118,9 +139,16 @@ class Session:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self.optimize:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+            # Weights that lie in a file stay mapped if kernels do not repack them.
+            settings.add_session_config_entry("session.disable_prepacking", "1")
+        if self._profile is not None:
+            settings.enable_profiling = True
+            settings.profile_file_prefix = str(self._profile)
         if folder is not None:
             settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
         try:
+            for library in _libraries:
+                settings.register_custom_ops_library(library)
             return ort.InferenceSession(source, settings, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exceptions have no common base but this
             raise GraphoptError(f"ONNX Runtime cannot load the model: {one_line(error)}") from error

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 
 from graphopt.errors import GraphoptError
-from graphopt.runtime.data import Data, Feeds
+from graphopt.runtime.data import Feeds
 from graphopt.runtime.session import Session
 
 # fmt: off
@@ -75,13 +75,13 @@ def find_decisions(reference: onnx.ModelProto, candidate: onnx.ModelProto, satur
     for node in reference.graph.node:
         if not node.output or not (_is_discrete(node) or node.output[0] in last):
             continue
-        if tainted.isdisjoint((*node.input, *_captured(node))):
+        if tainted.isdisjoint((*node.input, *captured(node))):
             continue
         other = others.get(node.output[0])
         if other is not None and _is_same(node, other):
             outputs = tuple(name for name in node.output if name)
-            captured = tuple(_captured(node))
-            found.append(Decision(node.op_type, outputs, tuple(node.input) + captured, tuple(other.input) + captured))
+            outer = tuple(captured(node))
+            found.append(Decision(node.op_type, outputs, tuple(node.input) + outer, tuple(other.input) + outer))
     return found
 
 
@@ -93,7 +93,7 @@ class ForcedPair:
         reference: onnx.ModelProto,
         candidate: onnx.ModelProto,
         decisions: list[Decision],
-        optimize: tuple[bool, bool] = (False, False),
+        optimize: bool = False,
     ) -> None:
         """Prepare both; the candidate is loaded when the types of the decisions are known.
 
@@ -101,13 +101,13 @@ class ForcedPair:
             reference: The reference with its weights.
             candidate: The candidate with its weights.
             decisions: The operators to force.
-            optimize: Whether ONNX Runtime may optimize the reference and the candidate.
+            optimize: Whether ONNX Runtime may rewrite both graphs.
         """
         self._decisions = decisions
         self._names = [name for decision in decisions for name in decision.outputs]
         self._candidate, self._optimize = candidate, optimize
         watched = _with_probes(reference, [each.probes(each.reference) for each in decisions])
-        self._left = Session(watched, optimize=optimize[0], extra_outputs=self._names)
+        self._left = Session(watched, optimize=optimize, extra_outputs=self._names)
         self._right: Session | None = None
 
     def run(self, feeds: Feeds, candidate_feeds: Feeds | None = None) -> tuple[Feeds, Feeds]:
@@ -121,20 +121,15 @@ class ForcedPair:
         if self._right is None:
             forced = _without(self._candidate, self._decisions, choices)
             probed = _with_probes(forced, [each.probes(each.candidate) for each in self._decisions])
-            self._right = Session(probed, optimize=self._optimize[1])
+            self._right = Session(probed, optimize=self._optimize)
         return left, self._right.run({**(candidate_feeds or feeds), **choices})
-
-    def sweep(self, data: Data, limit: int | None) -> Iterator[tuple[Feeds, Feeds]]:
-        """Yield both models' values batch by batch."""
-        for feeds in data.batches(limit):
-            yield self.run(feeds)
 
 
 def tainted_tensors(graph: onnx.GraphProto) -> set[str]:
     """Return the tensors whose values, not only shapes, depend on the values of the inputs."""
     tainted = {info.name for info in graph.input} - {tensor.name for tensor in graph.initializer}
     for node in graph.node:
-        if node.op_type not in ("Shape", "Size") and not tainted.isdisjoint((*node.input, *_captured(node))):
+        if node.op_type not in ("Shape", "Size") and not tainted.isdisjoint((*node.input, *captured(node))):
             tainted.update(name for name in node.output if name)
     return tainted
 
@@ -145,13 +140,13 @@ def _is_discrete(node: onnx.NodeProto) -> bool:
         to = next((attribute.i for attribute in node.attribute if attribute.name == "to"), 0)
         return len(node.output) > 1 or (to > 0 and onnx.TensorProto.DataType.Name(to) in _INTEGERS)
     if node.op_type in _BODIES:
-        return any(_is_discrete(inner) for body in _bodies(node) for inner in body.node)
+        return any(_is_discrete(inner) for body in bodies(node) for inner in body.node)
     return node.op_type in DISCRETE
 
 
 def _saturating_ends(graph: onnx.GraphProto) -> set[str]:
     """Return what those Softmax and Sigmoid operators compute whose results reach nothing but outputs, only moved."""
-    inner = {name for node in graph.node if node.op_type not in _MOVES for name in (*node.input, *_captured(node))}
+    inner = {name for node in graph.node if node.op_type not in _MOVES for name in (*node.input, *captured(node))}
     for node in reversed(graph.node):
         if node.op_type in _MOVES and not inner.isdisjoint(node.output):
             inner.update(node.input)
@@ -168,17 +163,18 @@ def _is_same(node: onnx.NodeProto, other: onnx.NodeProto) -> bool:
     )
 
 
-def _bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+def bodies(node: onnx.NodeProto) -> list[onnx.GraphProto]:
+    """Return a node's subgraphs."""
     return [attribute.g for attribute in node.attribute if attribute.type == onnx.AttributeProto.GRAPH]
 
 
-def _captured(node: onnx.NodeProto) -> list[str]:
+def captured(node: onnx.NodeProto) -> list[str]:
     """Return the outer tensors that a node's bodies read, sorted."""
     found: set[str] = set()
-    for body in _bodies(node):
+    for body in bodies(node):
         own = {info.name for info in body.input} | {tensor.name for tensor in body.initializer}
         own |= {name for inner in body.node for name in inner.output}
-        read = {name for inner in body.node for name in (*inner.input, *_captured(inner))}
+        read = {name for inner in body.node for name in (*inner.input, *captured(inner))}
         found |= (read | {info.name for info in body.output}) - own - {""}
     return sorted(found)
 

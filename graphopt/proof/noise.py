@@ -12,9 +12,10 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from graphopt.model.names import Names
 from graphopt.numerics.compare import BEYOND, Comparison, OutputDifference
+from graphopt.proof.discrete import captured, tainted_tensors
 from graphopt.runtime.data import Feeds
-from graphopt.runtime.decisions import tainted_tensors
 
 FACTOR = 4.0
 """A difference of up to this many times the noise is noise."""
@@ -73,41 +74,57 @@ def _shake_operators(graph: onnx.GraphProto, rng: np.random.Generator) -> None:
     """Put noise behind the arithmetic operators of a graph that compute float32 or float16."""
     tainted = tainted_tensors(graph)
     types = _element_types(graph)
-    constants = {"turns": _TURNS, "tiny": _TINY, **dict(_UNITS.values())}
+    names = Names(_used_names(graph))
+    values = {"turns": _TURNS, "tiny": _TINY, **dict(_UNITS.values())}
+    constants = {key: (names.fresh(key), value) for key, value in values.items()}
+    shared = {key: name for key, (name, _) in constants.items()}
+    stored = list(constants.values())
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes.append(node)
         name = node.output[0] if node.output else ""
         if node.op_type not in ARITHMETIC or name not in tainted or types.get(name) not in _UNITS:
             continue
-        node.output[0] = f"{name} exact"
-        constants[f"{name} phase"] = float(rng.uniform(0, 2 * np.pi))
-        nodes += _noise(name, types[name], absolute=node.op_type in _APPROXIMATED)
+        node.output[0] = exact = names.fresh(f"{name} exact")
+        phase = names.fresh(f"{name} phase")
+        stored.append((phase, float(rng.uniform(0, 2 * np.pi))))
+        absolute = node.op_type in _APPROXIMATED
+        nodes += _noise(name, exact, {**shared, "phase": phase}, types[name], absolute, names)
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     graph.ClearField("node")
     graph.node.extend(copies)
-    for name, value in constants.items():
+    for name, value in stored:
         graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, dtype=np.float32), name))
 
 
-def _noise(name: str, kind: int, absolute: bool) -> list[onnx.NodeProto]:
+def _used_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of a graph's tensors and nodes."""
+    used = {each.name for each in (*graph.initializer, *graph.input, *graph.node)}
+    return used.union(*((*node.input, *node.output, *captured(node)) for node in graph.node))
+
+
+def _noise(
+    name: str, exact: str, constants: dict[str, str], kind: int, absolute: bool, names: Names
+) -> list[onnx.NodeProto]:
     """Return the nodes that make a tensor out of the exact one; ``absolute`` noise is a unit in the last place of 1."""
-    half, unit = kind == onnx.TensorProto.FLOAT16, _UNITS[kind][0]
-    wide, moved = (f"{name} wide", f"{name} moved") if half else (f"{name} exact", name)
+    half, unit = kind == onnx.TensorProto.FLOAT16, constants[_UNITS[kind][0]]
+    wide, moved = (names.fresh(f"{name} wide"), names.fresh(f"{name} moved")) if half else (exact, name)
+    parts = ("size", "positive", "logarithm", "turned", "angle", "draw", "share", "relative")
+    size, positive, logarithm, turned, angle, draw, share, relative = (names.fresh(f"{name} {part}") for part in parts)
     steps = [
-        ("Abs", [wide], f"{name} size"),
-        ("Add", [f"{name} size", "tiny"], f"{name} positive"),
-        ("Log", [f"{name} positive"], f"{name} logarithm"),
-        ("Mul", [f"{name} logarithm", "turns"], f"{name} turned"),
-        ("Add", [f"{name} turned", f"{name} phase"], f"{name} angle"),
-        ("Sin", [f"{name} angle"], f"{name} draw"),
-        ("Mul", [f"{name} draw", unit], f"{name} share"),
-        ("Mul", [f"{name} share", wide], f"{name} relative"),
-        ("Add", [wide, f"{name} share" if absolute else f"{name} relative"], moved),
+        ("Abs", [wide], size),
+        ("Add", [size, constants["tiny"]], positive),
+        ("Log", [positive], logarithm),
+        ("Mul", [logarithm, constants["turns"]], turned),
+        ("Add", [turned, constants["phase"]], angle),
+        ("Sin", [angle], draw),
+        ("Mul", [draw, unit], share),
+        ("Mul", [share, wide], relative),
+        ("Add", [wide, share if absolute else relative], moved),
     ]
     nodes = [onnx.helper.make_node(op, inputs, [output]) for op, inputs, output in steps]
     if half:
-        nodes.insert(0, onnx.helper.make_node("Cast", [f"{name} exact"], [wide], to=onnx.TensorProto.FLOAT))
+        nodes.insert(0, onnx.helper.make_node("Cast", [exact], [wide], to=onnx.TensorProto.FLOAT))
         nodes.append(onnx.helper.make_node("Cast", [moved], [name], to=kind))
     return nodes
 
@@ -130,9 +147,9 @@ def _shaken(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
 def excused(comparison: Comparison, noises: list[Comparison]) -> tuple[OutputDifference, ...] | None:
     """Return the outputs with those whose differences are mere noise accepted, or None if one is more than that.
 
-    Both the largest difference and the root mean square have to be within ``FACTOR`` times the noise's, so that neither
-    a single wrong element nor a small error everywhere hides in it; and the difference has to be small by itself, or
-    below the resolution of float32 at 1.
+    In each part of an output that breaks the contract, both the largest difference and the root mean square have to be
+    within ``FACTOR`` times the noise's, so that neither a single wrong element nor a small error everywhere hides in
+    it; and the difference has to be small by itself, or below the resolution of float32 at 1.
     """
     judged = []
     for output in comparison.outputs:
@@ -140,11 +157,20 @@ def excused(comparison: Comparison, noises: list[Comparison]) -> tuple[OutputDif
             judged.append(output)
             continue
         same = [each for noise in noises for each in noise.outputs if each.name == output.name]
-        largest = max((each.max_abs for each in same), default=0.0)
-        rms = max((each.rms for each in same), default=0.0)
-        strange = output.severity >= BEYOND or any(each.severity >= BEYOND for each in same)
-        large = output.rms > max(MAX_SHARE * output.spread, _EPSILON)
-        if strange or large or output.max_abs > FACTOR * largest or output.rms > FACTOR * rms:
+        if not output.broken or output.severity >= BEYOND or any(each.severity >= BEYOND for each in same):
             return None
-        judged.append(dataclasses.replace(output, holds=True, problem="", severity=0.0))
+        if not all(_is_noise(output, where, same) for where in output.broken):
+            return None
+        judged.append(dataclasses.replace(output, holds=True, problem="", severity=0.0, broken=()))
     return tuple(judged)
+
+
+def _is_noise(output: OutputDifference, where: str, noises: list[OutputDifference]) -> bool:
+    """Whether one part of an output differs by no more than the noise there."""
+    part = output.parts[where]
+    same = [each.parts[where] for each in noises if where in each.parts]
+    largest = max((each.max_abs or 0.0 for each in same), default=0.0)
+    rms = max((each.rms for each in same), default=0.0)
+    if part.rms > max(MAX_SHARE * part.spread, _EPSILON * max(1.0, output.spread)):
+        return False
+    return (part.max_abs or 0.0) <= FACTOR * largest and part.rms <= FACTOR * rms

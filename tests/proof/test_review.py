@@ -9,7 +9,7 @@ import pytest
 from graphopt.contract import BitExact, FloatExact, Lossy
 from graphopt.model import Model, from_proto
 from graphopt.numerics.compare import Comparison
-from graphopt.runtime.check import compare_models
+from graphopt.proof.proof import compare_models
 from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import from_arrays
 from graphopt.testing import model
