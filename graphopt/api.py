@@ -21,6 +21,7 @@ from graphopt.pipeline import Pipeline
 from graphopt.progress import Progress, silent
 from graphopt.proof.latency import latency as measure_latency
 from graphopt.proof.proof import Proof, compare_models
+from graphopt.proof.unknown import provable
 from graphopt.registry import create
 from graphopt.report import Report, measure
 from graphopt.report.report import Latency
@@ -202,7 +203,7 @@ def as_model(model: AnyModel) -> Model:
 def as_data(data: AnyData | None, model: Model) -> Data:
     """Return any form of data as feeds for ``model``."""
     if data is None:
-        return generate(model)
+        return generate(provable(model))
     if isinstance(data, str | PathLike):
         return load_data(data, model)
     return from_arrays(data, model) if isinstance(data, Mapping) else data

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from graphopt.model import Model, to_proto
+from graphopt.model import Model, from_proto, to_proto
 from graphopt.proof.discrete import bodies, captured
 from graphopt.runtime.session import knows_custom_operators
 
@@ -90,6 +90,12 @@ class Unknown:
         """Say so if the part is not what it was."""
         same = tuple(_structure(candidate, _part(candidate, self.operators))) == self.structure
         return "" if same else f"what lies behind {', '.join(self.operators)} has changed, which cannot be proved"
+
+
+def provable(model: Model) -> Model:
+    """Return the part of a model that ONNX Runtime can run: the model itself where it knows every operator."""
+    unknown = Unknown.of(model)
+    return model if unknown is None else from_proto(unknown.runnable(to_proto(model)))
 
 
 def _is_known(pair: tuple[str, str], model: Model) -> bool:
