@@ -18,7 +18,8 @@ from graphopt.numerics.compare import Comparison
 from graphopt.pipeline import Pipeline
 from graphopt.progress import Progress, silent
 from graphopt.registry import create
-from graphopt.report import Report, measure
+from graphopt.report import Latency, Report, measure
+from graphopt.report.circumstances import collect, describe_data
 from graphopt.runtime.check import compare_models
 from graphopt.runtime.feeds import Data, from_arrays, generate, load_data
 from graphopt.runtime.latency import median_latencies
@@ -62,6 +63,9 @@ def optimize(
     keep_going: bool = False,
     fixed_point: bool = False,
     latency: bool = False,
+    custom_ops: Sequence[str | PathLike[str]] = (),
+    max_drop: float = 2.0,
+    max_opset: int | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Run passes over a model and prove what they did.
@@ -75,6 +79,9 @@ def optimize(
         keep_going: Whether to run the passes after one that failed.
         fixed_point: Whether to repeat the passes until nothing changes.
         latency: Whether to time both models, in ms, on one thread.
+        custom_ops: Libraries of custom operators that sessions load.
+        max_drop: How many points of top-1 a compressing run may lose.
+        max_opset: The opset beyond which no pass may raise the model; None sets no bound.
         progress: Is told of each step.
 
     Returns:
@@ -108,9 +115,23 @@ def optimize(
         passes=reports,
         check=judged.check,
         top1=judged.top1,
-        latency_ms=timing,
+        latency=None if timing is None else Latency(*timing, samples=(feeds or generate(source)).at_once),
         failures=(*failed(chosen, reports), *larger, *judged.failures),
         notes=(*source.repairs, *judged.notes, *slower(timing, optimized)),
+        circumstances=collect(
+            source,
+            optimized,
+            describe_data(data, feeds),
+            {
+                "check": check,
+                "keep_going": keep_going,
+                "fixed_point": fixed_point,
+                "latency": latency,
+                "custom_ops": tuple(map(str, custom_ops)),
+                "max_drop": max_drop,
+                "max_opset": max_opset,
+            },
+        ),
     )
     return Result(optimized, report)
 
