@@ -23,8 +23,8 @@ from graphopt.proof.latency import latency as measure_latency
 from graphopt.proof.proof import Proof, compare_models
 from graphopt.proof.unknown import provable
 from graphopt.registry import create
-from graphopt.report import Report, measure
-from graphopt.report.report import Latency
+from graphopt.report import Latency, Report, measure
+from graphopt.report.circumstances import collect, describe_data
 from graphopt.runtime.feeds import Data, from_arrays, generate, load_data
 from graphopt.runtime.session import use_custom_operators
 from graphopt.verdict import Verdict, failed, judge, not_smaller, remedy
@@ -72,6 +72,7 @@ def optimize(
     latency: bool = True,
     max_drop: float = MAX_DROP,
     custom_ops: Sequence[str | PathLike[str]] = (),
+    max_opset: int | None = None,
     progress: Progress = silent,
 ) -> Result:
     """Run passes over a model and prove what they did.
@@ -87,6 +88,7 @@ def optimize(
         latency: Whether to time both models in a session with default options, on one thread; only with ``check``.
         max_drop: How many points of top-1 a run that compresses may lose, where the data have labels.
         custom_ops: Libraries with operators that ONNX Runtime does not know.
+        max_opset: The opset beyond which no pass may raise the model; None sets no bound.
         progress: Called for each step.
 
     Returns:
@@ -107,7 +109,7 @@ def optimize(
         if check and feeds is not None:
             proof = stack.enter_context(Proof.opened(source, feeds))
             source, feeds = proof.source, proof.data
-        pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress)
+        pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress, max_opset=max_opset)
         run = pipeline.run(source)
         verdict = Verdict()
         if proof is not None:
@@ -135,6 +137,20 @@ def optimize(
         latency=timing,
         failures=(*failed(chosen, run.reports), *larger, *verdict.failures),
         notes=(*source.repairs, *verdict.notes, *notes),
+        circumstances=collect(
+            source,
+            optimized,
+            describe_data(data, feeds),
+            {
+                "check": check,
+                "keep_going": keep_going,
+                "fixed_point": fixed_point,
+                "latency": latency,
+                "custom_ops": tuple(map(str, custom_ops)),
+                "max_drop": max_drop,
+                "max_opset": max_opset,
+            },
+        ),
     )
     return Result(optimized, report)
 

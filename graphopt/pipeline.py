@@ -42,6 +42,7 @@ class Pipeline:
         fixed_point: Whether to repeat the sequence until nothing changes.
         progress: Called for each step with its text, how many are done, and of how many.
         default_session: Whether to hold each pass to its contract in a default session of ONNX Runtime as well.
+        max_opset: The opset beyond which no pass may raise the model.
     """
 
     passes: Sequence[Pass]
@@ -51,6 +52,7 @@ class Pipeline:
     fixed_point: bool = False
     progress: Progress = silent
     default_session: bool = False
+    max_opset: int | None = None
 
     def run(self, model: Model) -> Run:
         """Run the passes over ``model``, which itself is not changed.
@@ -100,7 +102,9 @@ class Pipeline:
     ) -> tuple[Subject, PassReport, Treatment]:
         """Run one pass and time it; return how its sites were treated, too."""
         start = time.perf_counter()
-        trial = Trial(each, subject, original, self.data, self.proof, begin, self.default_session)
+        trial = Trial(
+            each, subject, original, self.data, self.proof, begin, self.default_session, max_opset=self.max_opset
+        )
         outcome = trial.run()
         report = PassReport(
             each.name,
@@ -111,7 +115,7 @@ class Pipeline:
             outcome.check,
             outcome.failure,
             outcome.demoted,
-            (subject.model.opset, outcome.model.opset),
+            None if outcome.model.opset == subject.model.opset else (subject.model.opset, outcome.model.opset),
         )
         after = subject if outcome.model is subject.model else Subject(outcome.model, outcome.facts)
         return after, report, begin if outcome.failure else outcome.treatment

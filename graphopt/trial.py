@@ -67,6 +67,8 @@ class Trial:
         proof: What to prove it with; None if nothing is to be proved.
         begin: How to treat sites that broke its contract before.
         default_session: Whether to hold the pass to its contract in a default session of ONNX Runtime as well.
+        max_opset: The opset beyond which the pass may not raise the model.
+        memory: What the pass keeps from one replay to the next.
     """
 
     each: Pass
@@ -76,6 +78,7 @@ class Trial:
     proof: Proof | None
     begin: Treatment = field(default_factory=Treatment)
     default_session: bool = False
+    max_opset: int | None = None
     memory: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -104,8 +107,8 @@ class Trial:
         copy, facts = self.subject.take(self.each.keeps_facts)
         try:
             view = self._view(copy, treatment, facts)
-            needed = self.each.required_opset(view)
-            if needed > copy.opset and (raised := _raised(copy, needed)) is not copy:
+            needed = min(self.each.required_opset(view), self.max_opset or math.inf)
+            if needed > copy.opset and (raised := _raised(copy, int(needed))) is not copy:
                 view = self._view(raised, treatment, None)
             result = self.each.apply(view)
         except Exception as error:  # a pass may be anybody's code: its failure is data, the model is untouched

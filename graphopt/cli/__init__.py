@@ -1,5 +1,6 @@
 """The command line; one file per command."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -31,9 +32,10 @@ def graphopt() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; whatever is unusable is said in one line on standard error, with status 2."""
+    """Run the command line; whatever is unusable is reported in one line on standard error, with status 2."""
     try:
         status = graphopt.main(args=None if arguments is None else list(arguments), standalone_mode=False)
+        sys.stdout.flush()
     except click.ClickException as error:
         fail(error.format_message())
     except GraphoptError as error:
@@ -41,10 +43,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("graphopt: interrupted", err=True)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read the output has read enough; nothing more can be written to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename is not None else ""
+        fail(f"{name}{error.strerror or error or type(error).__name__}")
+    except MemoryError as error:
+        fail(f"out of memory: {error}" if str(error) else "out of memory")
+    except RecursionError:
+        fail("the input is nested too deeply")
     sys.exit(status if isinstance(status, int) else 0)
 
 
 def fail(message: str) -> None:
-    """Say in one line why nothing can be done, and leave with status 2."""
+    """Report in one line why nothing can be done, and leave with status 2."""
     click.echo("graphopt: error: " + " ".join(message.split()), err=True)
     sys.exit(2)

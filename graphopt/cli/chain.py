@@ -16,24 +16,28 @@ def split_passes(command: click.Command, arguments: Sequence[str]) -> tuple[list
     """Split the arguments of ``optimize`` into its own and the chained passes.
 
     The third bare word names the first pass, and each bare word after it the next one. An option that a pass does not
-    have but ``optimize`` does is taken as the latter's, so that ``--report`` may also stand at the end.
+    have but ``optimize`` does is taken as the latter's, so that ``--report`` may also stand at the end. Behind ``--``
+    every word is a bare one, whatever it begins with.
 
     Raises:
         OptionError: A pass is unknown or an option's value is out of range.
         click.UsageError: An option is unknown or has no value.
     """
     own: list[str] = []
+    files: list[str] = []
     chained: list[tuple[str, list[str]]] = []
-    bare = 0
+    only_bare = False
     known = own_options = _options(command)
     kinds: dict[str, type[Pass]] = {}
     rest = list(arguments)
     while rest:
         word = rest.pop(0)
-        if word == "--" or not word.startswith("-") or word == "-":
-            bare += word != "--"
-            if bare <= 2:
-                own.append(word)
+        if word == "--" and not only_bare:
+            only_bare = True
+            continue
+        if only_bare or not word.startswith("-") or word == "-":
+            if len(files) < 2:
+                files.append(word)
             else:
                 kinds[word] = load(word)
                 chained.append((word, []))
@@ -48,7 +52,9 @@ def split_passes(command: click.Command, arguments: Sequence[str]) -> tuple[list
         option = (own_options if home is own else known)[name]
         if not option.is_flag and "=" not in word and rest:
             home.append(rest.pop(0))
-    return own, [_parse(kinds[name], words) for name, words in chained]
+    if any(word.startswith("-") for word in files):
+        files.insert(0, "--")
+    return [*own, *files], [_parse(kinds[name], words) for name, words in chained]
 
 
 def pass_command(kind: type[Pass]) -> click.Command:

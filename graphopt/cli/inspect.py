@@ -9,6 +9,7 @@ import onnx_graphsurgeon as gs
 from graphopt.graph import GraphView
 from graphopt.model import Model, load
 from graphopt.report import measure
+from graphopt.report.report import SCHEMA
 
 
 @click.command()
@@ -35,6 +36,7 @@ def describe(model: Model) -> dict[str, Any]:
     """Return what ``inspect`` shows."""
     view = GraphView(model)
     return {
+        "schema": SCHEMA,
         "ir_version": model.header.ir_version,
         "opset": model.opset,
         "producer": f"{model.header.producer_name} {model.header.producer_version}".strip(),

@@ -1,9 +1,7 @@
 """The command ``graphopt optimize``."""
 
-import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
@@ -11,7 +9,7 @@ from graphopt import api
 from graphopt.base import Pass
 from graphopt.cli.chain import ChainedCommand
 from graphopt.cli.progress import progress_bar
-from graphopt.cli.writing import write_text
+from graphopt.cli.writing import require_report, require_writable, write_text
 from graphopt.errors import OptionError
 from graphopt.model import load, save
 from graphopt.model.save import ExternalPolicy
@@ -32,7 +30,20 @@ from graphopt.report.text import print_report
 @click.option("--preset", metavar="NAME", help=f"Take a named list of passes: {', '.join(PRESETS)}.")
 @click.option("--report", metavar="FILE", help="Write the report, as .json or .html.")
 @click.option("--no-check", is_flag=True, help="Do not prove anything: faster, on your own risk.")
-@click.option("--latency", is_flag=True, help="Time source and target on ONNX Runtime, one thread, median.")
+@click.option("--latency", is_flag=True, hidden=True, expose_value=False, help="Kept from before it was the default.")
+@click.option("--no-latency", is_flag=True, help="Do not time source and target (one thread, default session).")
+@click.option(
+    "--custom-ops", multiple=True, metavar="PATH", help="A library of custom operators to load; may be repeated."
+)
+@click.option(
+    "--max-drop",
+    type=click.FloatRange(min=0),
+    default=2.0,
+    show_default=True,
+    metavar="POINTS",
+    help="How many points of top-1 a run that compresses may lose, where the data have labels.",
+)
+@click.option("--max-opset", type=click.IntRange(min=1), metavar="N", help="The opset beyond which no pass may go.")
 @click.option("--keep-going", is_flag=True, help="Go on after a failed pass, and write the target all the same.")
 @click.option(
     "--external-data",
@@ -49,7 +60,10 @@ def optimize(
     preset: str | None,
     report: str | None,
     no_check: bool,
-    latency: bool,
+    no_latency: bool,
+    custom_ops: tuple[str, ...],
+    max_drop: float,
+    max_opset: int | None,
     keep_going: bool,
     external_data: ExternalPolicy,
     passes: list[Pass],
@@ -60,9 +74,10 @@ def optimize(
     inline-functions before them. `graphopt passes` lists what is installed.
     """
     chosen, fixed_point = _choose(passes, recipe, preset)
-    _require_writable(target)
+    require_writable(target)
     if report is not None:
-        _require_report(report)
+        others = {"target": target, "source": source, "data": data, "recipe": recipe}
+        require_report(report, (".json", ".html"), others)
     model = load(source)
     with progress_bar() as progress:
         result = api.optimize(
@@ -72,7 +87,10 @@ def optimize(
             check=not no_check,
             keep_going=keep_going,
             fixed_point=fixed_point,
-            latency=latency,
+            latency=not no_latency,
+            custom_ops=custom_ops,
+            max_drop=max_drop,
+            max_opset=max_opset,
             progress=progress,
         )
     written = result.ok or keep_going
@@ -99,25 +117,6 @@ def _choose(passes: Sequence[Pass], recipe: str | None, preset: str | None) -> t
     if preset is not None:
         return preset_passes(preset)
     return passes or None, False
-
-
-def _require_writable(target: str) -> None:
-    """Refuse, before any work is done, a place that cannot be written."""
-    path = Path(target)
-    folder = path.parent
-    if path.is_dir():
-        raise OptionError(f"{target}: is a directory")
-    if not folder.is_dir():
-        raise OptionError(f"{target}: the folder {str(folder)!r} does not exist")
-    if not os.access(folder, os.W_OK) or (path.exists() and not os.access(path, os.W_OK)):
-        raise OptionError(f"{target}: cannot be written")
-
-
-def _require_report(report: str) -> None:
-    """Refuse a report whose form its name does not tell or whose place cannot be written."""
-    if Path(report).suffix not in (".json", ".html"):
-        raise OptionError(f"--report {report}: the name must end in .json or .html")
-    _require_writable(report)
 
 
 def _write_report(report: Report, path: str) -> None:

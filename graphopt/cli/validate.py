@@ -3,9 +3,12 @@
 import click
 
 from graphopt import api
-from graphopt.cli.writing import write_json
+from graphopt.cli.writing import require_report, write_json
 from graphopt.contract import Contract, FloatExact, Lossy
 from graphopt.report import Check
+from graphopt.report.outputs import output_figures, output_line
+from graphopt.report.report import SCHEMA
+from graphopt.report.text import printable
 
 
 @click.command()
@@ -23,19 +26,22 @@ def validate(
 ) -> int:
     """Compare the outputs of model B with those of model A on the same inputs; status 1 if they differ."""
     contract: Contract = FloatExact(rtol, atol) if min_sqnr is None else Lossy(min_sqnr)
+    if report is not None:
+        require_report(report, (".json",), {"model A": a, "model B": b, "data": data})
     comparison = api.validate(a, b, data, contract)
     for output in comparison.outputs:
-        sqnr = "" if output.sqnr_db is None else f", SQNR {output.sqnr_db:.1f} dB"
-        click.echo(f"{output.name}: largest difference {output.max_abs:.3g} (relative {output.max_rel:.3g}){sqnr}")
-    click.echo(f"{comparison.contract}: {'holds' if comparison.holds else 'broken: ' + comparison.problem}")
+        click.echo(printable(output_line(output)))
+    outcome = "holds" if comparison.holds else f"broken: {comparison.problem}"
+    click.echo(printable(f"{comparison.contract}: {outcome}"))
     for note in comparison.notes:
-        click.echo(f"note: {note}")
+        click.echo(printable(f"note: {note}"))
     if report is not None:
         figures = {
+            "schema": SCHEMA,
             "a": a,
             "b": b,
             "check": vars(Check.of(comparison)),
-            "outputs": [vars(o) for o in comparison.outputs],
+            "outputs": [output_figures(output) for output in comparison.outputs],
         }
         write_json(report, figures)
     return 0 if comparison.holds else 1

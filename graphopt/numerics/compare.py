@@ -195,7 +195,7 @@ class Comparer:
 
     def _notes(self) -> list[str]:
         """Name the outputs that prove nothing."""
-        empty = [name for name, tally in self._tallies.items() if tally.comparable and not tally.elements]
+        empty = [name for name, tally in self._tallies.items() if not tally.elements and tally.comparable]
         void = [
             name
             for name, tally in self._tallies.items()
@@ -219,7 +219,7 @@ def _beyond_tolerance(tally: Tally, atol: float) -> tuple[str, float, tuple[str,
 
     look(tally.front.worst(spread, atol * min(1.0, spread)), "", spread)
     least = LEAST_UNITS * tally.unit * spread
-    for each in tally.slices.values():
+    for each in tally.entries():
         constant = each.moments.constant(tally.unit)
         for index, front in each.fronts.items():
             if each.moments.count[index] < FEWEST_ELEMENTS:

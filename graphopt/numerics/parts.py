@@ -45,7 +45,7 @@ def figures(tally: Tally, fewest: int) -> dict[str, Part]:
     spread, top = float(whole.spread[0]), float(whole.max_reference[0])
     scale = top if whole.constant(tally.unit)[0] else spread
     parts = [Part("", spread, float(whole.rms[0]), float(whole.max_abs[0]), _decibels(scale, float(whole.rms[0])))]
-    for each in tally.slices.values():
+    for each in tally.entries():
         moments = each.moments
         steady, spreads, rms = moments.constant(tally.unit), moments.spread, moments.rms
         scales = np.where(steady, np.where(moments.max_reference > 0, moments.max_reference, scale), spreads)

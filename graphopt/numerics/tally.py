@@ -15,6 +15,9 @@ CHUNK = 1 << 20
 MOST_SLICES = 256
 """An axis of up to this many entries is looked at entry by entry."""
 
+_SHARES = 0.02
+"""Entries that add up to one but for this much are shares of one."""
+
 MOST_SIZES = 16
 """Samples of further sizes are compared as parts of the whole only."""
 
@@ -26,6 +29,15 @@ class Slices:
     axis: int
     moments: Moments
     fronts: dict[int, Front] = field(default_factory=dict)
+    shares: bool = True
+    """Whether the entries are shares of one, as probabilities are: then they have one unit, and are one part."""
+
+    def watch(self, reference: NDArray[Any]) -> None:
+        """See whether the entries are still shares of one."""
+        if self.shares and reference.size:
+            with np.errstate(over="ignore", invalid="ignore"):
+                sums = reference.astype(np.float64).sum(axis=self.axis)
+                self.shares = bool(reference.min() >= 0 and np.abs(sums - 1).max() < _SHARES)
 
 
 @dataclass
@@ -95,6 +107,10 @@ class Tally:
         # With d the deviation of the difference: d = a + b - 2 * covariance.
         return float(np.clip((a + b - d) / (2 * np.sqrt(a * b)), -1.0, 1.0)) if b > 0 else 0.0
 
+    def entries(self) -> list[Slices]:
+        """Return the axes whose entries are parts of the output."""
+        return [each for each in self.slices.values() if not each.shares]
+
     def add(self, reference: Any, candidate: Any, samples: int | None = None) -> None:
         """Compare one value: an array, or a sequence, map or optional of them.
 
@@ -154,6 +170,8 @@ class Tally:
                     self.slices[axis] = Slices(axis, Moments(reference.shape[axis]))
         same_rank = reference is not None and reference.ndim == self._rank
         for axis in list(self.slices):
+            if reference is not None and same_rank:
+                self.slices[axis].watch(reference)
             if not same_rank or reference is None or reference.shape[axis] != len(self.slices[axis].moments.count):
                 del self.slices[axis]
 

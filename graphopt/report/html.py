@@ -1,71 +1,58 @@
-"""The report as one self-contained HTML page."""
+"""The document as one self-contained HTML page."""
 
-from collections.abc import Sequence
 from html import escape
 
-from graphopt.report.report import PassReport, Report
+from graphopt.report.document import Document, Line, Section, Table
+from graphopt.report.report import Report
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
-table { border-collapse: collapse; margin: 1rem 0 } th, td { padding: .25rem .9rem .25rem 0; text-align: left }
-th { border-bottom: 1px solid #aaa } td.figure { text-align: right; font-variant-numeric: tabular-nums }
-.good { color: #116329 } .bad { color: #a40e26 } code { font-size: 13px } details { margin: .3rem 0 }
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 64rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere } h2 { font-size: 1.2rem; margin: 2rem 0 .4rem }
+h3 { font-size: 1rem; margin: 1.2rem 0 .2rem } p { margin: .15rem 0; overflow-wrap: anywhere }
+table { border-collapse: collapse; margin: .4rem 0; display: block; overflow-x: auto } caption { text-align: left }
+th, td { padding: .2rem 1.4rem .2rem 0; text-align: left; vertical-align: top } th { border-bottom: 1px solid #aaa }
+th.figure, td.figure { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
+.good { color: #116329 } .bad { color: #a40e26 } .warn { color: #7d4e00 } details { margin: .3rem 0 }
+#verdict { border-left: 4px solid #aaa; padding: .3rem .8rem; background: #f6f8fa; font-size: 1.05rem }
 """
 
 
 def to_html(report: Report) -> str:
-    """Return the page: verdict, sizes before and after, and each pass with every site and reason."""
-    verdict = (
-        '<p class="good">Done and verified.</p>'
-        if report.ok
-        else "".join(f'<p class="bad">{escape(failure)}</p>' for failure in report.failures)
+    """Return the page of a report."""
+    return page(report.document())
+
+
+def page(document: Document) -> str:
+    """Lay the document out; lists of single sites are folded."""
+    title = escape(document.title)
+    body = f"<h1>{title}</h1>" + "".join(map(_section, document.sections))
+    head = f'<meta charset="utf-8"><title>graphopt: {title}</title><style>{_STYLE}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{body}</body></html>\n'
+
+
+def _section(section: Section) -> str:
+    heading = f"<h{section.level}>{escape(section.title)}</h{section.level}>" if section.title else ""
+    identity = "" if section.key == "pass" else f' id="{section.key}"'
+    content = "".join([heading, *map(_line, section.lines), *map(_table, section.tables)])
+    return f"<section{identity}>{content}</section>"
+
+
+def _line(line: Line) -> str:
+    tone = f' class="{line.tone}"' if line.tone else ""
+    return f"<p{tone}>{escape(line.text)}</p>"
+
+
+def _table(table: Table) -> str:
+    heads = "".join(_cell("th", head, at in table.figures) for at, head in enumerate(table.heads))
+    rows = "".join(
+        f"<tr>{''.join(_cell('td', cell, at in table.figures) for at, cell in enumerate(row))}</tr>"
+        for row in table.rows
     )
-    body = [
-        f"<h1>{escape(report.source)} &rarr; {escape(report.target)}</h1>",
-        verdict,
-        _sizes(report),
-        *(f"<p>{escape(note)}</p>" for note in report.notes),
-        *map(_pass_section, report.passes),
-    ]
-    head = f'<meta charset="utf-8"><title>graphopt: {escape(report.source)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html>\n<html lang="en"><head>{head}</head><body>{"".join(body)}</body></html>\n'
+    caption = f"<caption>{escape(table.title)}</caption>" if table.title and not table.is_detail else ""
+    text = f"<table>{caption}{f'<tr>{heads}</tr>' if heads else ''}{rows}</table>"
+    return f"<details><summary>{escape(table.title)}</summary>{text}</details>" if table.is_detail else text
 
 
-def _sizes(report: Report) -> str:
-    rows = [
-        (name, f"{old:,}", f"{new:,}", f"{new / old:.3f}" if old else "")
-        for name, old, new in (
-            ("nodes", report.before.nodes, report.after.nodes),
-            ("parameters", report.before.parameters, report.after.parameters),
-            ("bytes", report.before.bytes, report.after.bytes),
-            ("MACs", report.before.macs or 0, report.after.macs or 0),
-        )
-        if old or new
-    ]
-    if report.top1 is not None:
-        rows.append(("top-1", f"{report.top1[0]:.2%}", f"{report.top1[1]:.2%}", ""))
-    if report.latency is not None:
-        rows.append(("latency", f"{report.latency.before:.3g} ms", f"{report.latency.after:.3g} ms", ""))
-    return _table(("", "before", "after", "ratio"), rows)
-
-
-def _pass_section(each: PassReport) -> str:
-    state = f'<span class="bad">taken back: {escape(each.failure)}</span>' if each.failure else "kept"
-    parts = [f"<h2>{escape(each.name)}</h2><p>{state}, {each.seconds:.2f} s"]
-    if each.check is not None:
-        held = "holds" if each.check.holds else "broken"
-        sqnr = "" if each.check.sqnr_db is None else f", SQNR {each.check.sqnr_db:.1f} dB"
-        parts.append(f"; {escape(each.check.contract)} {held}: largest difference {each.check.max_abs:.3g}{sqnr}")
-    parts.append("</p>")
-    rewritten = [(item.site, item.detail) for item in each.result.rewritten]
-    skipped = [(item.site, item.reason) for item in each.result.skipped]
-    for title, rows in ((f"{len(rewritten)} rewritten", rewritten), (f"{len(skipped)} skipped", skipped)):
-        if rows:
-            parts.append(f"<details><summary>{title}</summary>{_table(('site', ''), rows)}</details>")
-    return "".join(parts)
-
-
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    top = "".join(f"<th>{escape(head)}</th>" for head in heads)
-    cells = ("".join(f"<td>{escape(cell)}</td>" for cell in row) for row in rows)
-    return f"<table><tr>{top}</tr>{''.join(f'<tr>{row}</tr>' for row in cells)}</table>"
+def _cell(tag: str, text: str, is_figure: bool) -> str:
+    kind = ' class="figure"' if is_figure else ""
+    return f"<{tag}{kind}>{escape(text)}</{tag}>"

@@ -3,11 +3,18 @@
 import json
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from graphopt.numerics.compare import Comparison
+from graphopt.report.build import build
+from graphopt.report.document import Document
 from graphopt.report.metrics import Metrics
 from graphopt.result import PassResult
+
+SCHEMA = 1
+"""The version of the JSON form: keys are only added within one; see docs/report.md."""
+
+Outcome = Literal["verified", "unproved", "unchecked", "failed"]
 
 
 @dataclass(frozen=True)
@@ -113,21 +120,35 @@ class Latency:
         """Whether the result is slower beyond noise."""
         return self.ratio > 1 + self.noise
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return the latency's part of the JSON report, times in ms."""
+        return {
+            "before": self.before,
+            "after": self.after,
+            "ratio": self.ratio,
+            "slower": self.slower,
+            "samples": self.samples,
+            "noise": self.noise,
+            "sites": [{"site": site, "op": operator, "ms": ms} for site, operator, ms in self.sites],
+            "remedy": self.remedy or None,
+        }
+
 
 @dataclass(frozen=True)
 class Circumstances:
     """What a run was made with.
 
     Attributes:
-        versions: Of graphopt, ONNX Runtime, onnx, numpy and Python, by name.
-        cpu: The CPU's model and those of its features that integer kernels hang on (such as avx512_vnni).
+        versions: Of graphopt, ONNX Runtime, onnx, numpy and Python, by name; None for one that is unknown.
+        cpu: The CPU's ``model`` and those of its features that integer kernels hang on (such as avx512_vnni), True,
+            False or None where that is unknown.
         data: What the proof ran on, in words: a file, arrays, or generated inputs; and how many samples.
         options: The options of the run (not of its passes), by name.
         opset: The version of the default operator domain before and after.
         ir: The IR version before and after.
     """
 
-    versions: dict[str, str]
+    versions: dict[str, str | None]
     cpu: dict[str, Any]
     data: str
     options: dict[str, Any]
@@ -137,7 +158,19 @@ class Circumstances:
 
 @dataclass(frozen=True)
 class PassReport:
-    """One run of one pass: what it did, whether it was kept, and what was measured."""
+    """One run of one pass: what it did, whether it was kept, and what was measured.
+
+    Attributes:
+        name: The pass.
+        options: Its options by name.
+        seconds: How long it took, its proof included.
+        kept: Whether the model went on with what it wrote.
+        result: Its sites, rewritten or skipped.
+        check: How its contract was kept; None if it was not checked.
+        failure: Why it was reverted; empty if it was not.
+        demoted: The sites that it wrote more carefully than asked for.
+        opset: The version of the default operator domain before and after; None if the pass did not ask for another.
+    """
 
     name: str
     options: dict[str, Any]
@@ -160,12 +193,28 @@ class PassReport:
             "skipped": [{"site": each.site, "reason": each.reason} for each in self.result.skipped],
             "check": None if self.check is None else vars(self.check),
             "failure": self.failure or None,
+            "demoted": [vars(each) for each in self.demoted],
+            "opset": _pair(self.opset),
         }
 
 
 @dataclass(frozen=True)
 class Report:
-    """A whole run. ``failures`` lists, one line each, everything that makes the run unsuccessful."""
+    """A whole run.
+
+    Attributes:
+        source: The path of the original; empty if it was none.
+        target: The path of the result; empty if it was not written.
+        before: The size of the original.
+        after: The size of the result.
+        passes: The passes in the order in which they ran.
+        check: The result held against the original; None if it was not checked.
+        top1: Top-1 accuracy before and after, from 0 to 1; None without labels.
+        latency: The time of one run before and after; None if it was not measured.
+        failures: Everything that makes the run unsuccessful, a line each.
+        notes: What a reader has to know besides, a line each.
+        circumstances: What the run was made with; None if that was not collected.
+    """
 
     source: str
     target: str
@@ -175,33 +224,67 @@ class Report:
     check: Check | None
     top1: tuple[float, float] | None = None
     latency: Latency | None = None
-    circumstances: Circumstances | None = None
     failures: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    circumstances: Circumstances | None = None
 
     @property
     def ok(self) -> bool:
-        """Whether everything that was asked for was done and verified."""
+        """Whether everything that was asked for was done and, unless checks were off, verified."""
         return not self.failures
 
+    @property
+    def checked(self) -> bool:
+        """Whether the result was held against the original."""
+        return self.check is not None
+
+    @property
+    def outcome(self) -> Outcome:
+        """What may be said of the run: "verified" only if it was checked, on data that can tell on every output."""
+        if self.failures or (self.check is not None and not self.check.holds):
+            return "failed"
+        if self.check is None:
+            return "unchecked"
+        return "unproved" if self.check.blind else "verified"
+
+    @property
+    def latency_ms(self) -> tuple[float, float] | None:
+        """The time of one run before and after, in ms; None if it was not measured."""
+        return None if self.latency is None else (self.latency.before, self.latency.after)
+
+    def document(self) -> Document:
+        """Return all that the report says in words, which text, page and JSON lay out."""
+        return build(self)
+
     def as_dict(self) -> dict[str, Any]:
-        """Return the report in the form of the JSON file."""
+        """Return the report in the form of the JSON file; docs/report.md has every key."""
         check = None if self.check is None else {**vars(self.check), "top1": _pair(self.top1)}
         return {
+            "schema": SCHEMA,
             "source": self.source,
             "target": self.target,
+            "outcome": self.outcome,
+            "checked": self.checked,
+            "failures": list(self.failures),
             "before": vars(self.before),
             "after": vars(self.after),
-            "passes": [each.as_dict() for each in self.passes],
+            "latency_ms": _pair(self.latency_ms),
+            "latency": None if self.latency is None else self.latency.as_dict(),
             "check": check,
-            "latency_ms": None if self.latency is None else [self.latency.before, self.latency.after],
-            "failures": list(self.failures),
             "notes": list(self.notes),
+            "passes": [each.as_dict() for each in self.passes],
+            "circumstances": None if self.circumstances is None else vars(self.circumstances),
+            "document": self.document().as_list(),
         }
 
     def to_json(self) -> str:
         """Return the report as JSON text; a figure that is not finite becomes null."""
-        return json.dumps(_finite(self.as_dict()), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json_text(self.as_dict())
+
+
+def json_text(figures: dict[str, Any]) -> str:
+    """Return figures as JSON text: NaN and Inf, which JSON does not have, become null, other objects their text."""
+    return json.dumps(_finite(figures), indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
 
 
 def _pair(values: tuple[float, float] | None) -> list[float] | None:
@@ -209,7 +292,7 @@ def _pair(values: tuple[float, float] | None) -> list[float] | None:
 
 
 def _finite(value: Any) -> Any:
-    """Replace NaN and Inf, which JSON does not have, by None."""
+    """Replace NaN and Inf by None."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -1,78 +1,57 @@
-"""The report as text: a table of passes, what changed, what was left and why."""
+"""The document as text: lines as they are, tables in columns; names appear as they are in the model."""
 
+from collections.abc import Iterator
 from typing import TextIO
 
-from rich.console import Console
-from rich.table import Table
+from graphopt.report.document import Document, Section, Table
+from graphopt.report.report import Report
 
-from graphopt.report.report import Check, PassReport, Report
-
-REASONS_SHOWN = 5
+GAP = "  "
 
 
 def print_report(report: Report, stream: TextIO) -> None:
-    """Write the report for people; as wide as the terminal, or 120 columns in a pipe."""
-    console = Console(file=stream, width=None if stream.isatty() else 120, highlight=False)
-    table = Table(box=None, pad_edge=False)
-    for heading in ("pass", "rewritten", "skipped", "check", "largest difference", "SQNR", "seconds"):
-        table.add_column(heading, justify="left" if heading in ("pass", "check") else "right")
-    for each in report.passes:
-        table.add_row(*_row(each))
-    console.print(table)
-    for each in report.passes:
-        _print_reasons(console, each)
-    for text in _totals(report):
-        console.print(text, markup=False, soft_wrap=True)
+    """Write the report for people; what the stream's encoding does not have is written as an escape."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    text = to_text(report.document())
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
 
 
-def _row(each: PassReport) -> tuple[str, ...]:
-    outcome = "taken back" if each.failure else "nothing to do" if not each.result.rewritten else "not checked"
-    figures = ("", "")
-    if each.check is not None:
-        outcome = "taken back" if each.failure else "holds"
-        figures = (f"{each.check.max_abs:.2g}", _sqnr(each.check))
-    counts = (str(len(each.result.rewritten)), str(len(each.result.skipped)))
-    return (each.name, *counts, outcome, *figures, f"{each.seconds:.2f}")
+def to_text(document: Document) -> str:
+    """Lay the document out, without the tables of single sites; the rows that are left out are counted."""
+    lines = [document.title]
+    for section in document.sections:
+        lines += _section(section)
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
-def _sqnr(check: Check) -> str:
-    return "" if check.sqnr_db is None else f"{check.sqnr_db:.1f} dB"
+def _section(section: Section) -> Iterator[str]:
+    """Yield the lines of a section, indented below its title; a section of level 3 has its first line as title."""
+    if section.level == 2 and section.title:
+        yield from ("", section.title)
+    body = [line.text for line in section.lines] + [row for table in section.tables for row in _columns(table)]
+    for at, text in enumerate(body):
+        depth = 0 if not section.title else 2 if section.level > 2 and at else 1
+        yield GAP * depth + text
 
 
-def _print_reasons(console: Console, each: PassReport) -> None:
-    """Write why sites were skipped, equal reasons together."""
-    sites: dict[str, list[str]] = {}
-    for skipped in each.result.skipped:
-        sites.setdefault(skipped.reason, []).append(skipped.site)
-    for reason, names in list(sites.items())[:REASONS_SHOWN]:
-        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        console.print(f"{each.name} left {names[0]}{more}: {reason}", markup=False, soft_wrap=True)
-    if len(sites) > REASONS_SHOWN:
-        rest = len(sites) - REASONS_SHOWN
-        console.print(f"{each.name}: {rest} more reasons stand in the report (--report FILE)", markup=False)
+def _columns(table: Table) -> Iterator[str]:
+    """Yield the lines of a table: columns as wide as their widest cell, figures on the right."""
+    if table.is_detail:
+        return
+    if table.title:
+        yield f"{table.title}:"
+    shown = table.rows[: table.shown]
+    rows = [tuple(map(printable, row)) for row in ((table.heads,) if table.heads else ()) + shown]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = zip(row, widths, range(len(row)), strict=True)
+        yield GAP.join(
+            f"{cell:>{width}}" if at in table.figures else f"{cell:<{width}}" for cell, width, at in cells
+        ).rstrip()
+    if len(shown) < len(table.rows):
+        yield f"and {len(table.rows) - len(shown):,} more: --report FILE lists all"
 
 
-def _totals(report: Report) -> list[str]:
-    """Return the lines that sum the run up."""
-    before, after = report.before, report.after
-    lines = [
-        f"nodes      {before.nodes:,} -> {after.nodes:,}",
-        f"parameters {before.parameters:,} -> {after.parameters:,} ({_share(after.parameters, before.parameters)})",
-        f"bytes      {before.bytes:,} -> {after.bytes:,} ({_share(after.bytes, before.bytes)})",
-    ]
-    if before.macs is not None and after.macs is not None:
-        lines.append(f"MACs       {before.macs:,} -> {after.macs:,} ({_share(after.macs, before.macs)})")
-    if report.top1 is not None:
-        lines.append(f"top-1      {report.top1[0]:.2%} -> {report.top1[1]:.2%}")
-    if report.latency is not None:
-        lines.append(f"latency    {report.latency.before:.3g} ms -> {report.latency.after:.3g} ms")
-    if report.check is not None:
-        sqnr = "" if report.check.sqnr_db is None else f", SQNR {report.check.sqnr_db:.1f} dB"
-        verdict = "holds" if report.check.holds else "BROKEN"
-        lines.append(f"check      {verdict}: largest difference {report.check.max_abs:.2g}{sqnr}")
-        lines += [f"check      note: {note}" for note in report.check.notes]
-    return lines + [f"note: {note}" for note in report.notes]
-
-
-def _share(after: int, before: int) -> str:
-    return f"{after / before:.3f} of the original" if before else "-"
+def printable(text: str) -> str:
+    """Escape line breaks and other control characters, which names in a file may hold."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

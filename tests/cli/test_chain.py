@@ -23,7 +23,7 @@ FOLD, PRUNE = "fold-constants", "prune-channels"
     ("line", "own", "passes"),
     [
         pytest.param("a b", "a b", [], id="no pass"),
-        pytest.param("a b --data d", "a b --data d", [], id="options after the files"),
+        pytest.param("a b --data d", "--data d a b", [], id="options after the files"),
         pytest.param("--data d a b", "--data d a b", [], id="options before the files"),
         pytest.param(f"a b {FOLD}", "a b", [(FOLD, {})], id="one pass"),
         pytest.param(f"a b {FOLD} {PRUNE}", "a b", [(FOLD, {}), (PRUNE, {})], id="two passes"),
@@ -31,10 +31,12 @@ FOLD, PRUNE = "fold-constants", "prune-channels"
             f"a b {FOLD} --max-growth 5 {PRUNE}", "a b", [(FOLD, {"max_growth": 5}), (PRUNE, {})], id="option"
         ),
         pytest.param(f"a b {FOLD} --max-growth=5", "a b", [(FOLD, {"max_growth": 5})], id="option with equals sign"),
-        pytest.param(f"a b {FOLD} --report r.json", "a b --report r.json", [(FOLD, {})], id="our option at the end"),
-        pytest.param(f"a b --keep-going {FOLD}", "a b --keep-going", [(FOLD, {})], id="flag before the passes"),
+        pytest.param(f"a b {FOLD} --report r.json", "--report r.json a b", [(FOLD, {})], id="our option at the end"),
+        pytest.param(f"a b --keep-going {FOLD}", "--keep-going a b", [(FOLD, {})], id="flag before the passes"),
         pytest.param(f"a b {FOLD} {FOLD}", "a b", [(FOLD, {}), (FOLD, {})], id="a pass twice"),
-        pytest.param(f"a b --report {FOLD}", f"a b --report {FOLD}", [], id="an option's value that is a pass's name"),
+        pytest.param("-- -a -b", "-- -a -b", [], id="files that begin with a dash"),
+        pytest.param(f"--data d -- a -b {FOLD}", "--data d -- a -b", [(FOLD, {})], id="a pass behind two dashes"),
+        pytest.param(f"a b --report {FOLD}", f"--report {FOLD} a b", [], id="an option's value that is a pass's name"),
     ],
 )
 def test_split(line: str, own: str, passes: list[tuple[str, dict[str, Any]]]) -> None:
