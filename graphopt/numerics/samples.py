@@ -10,8 +10,8 @@ Floats = NDArray[np.float64]
 POSITIONS = 1 << 20
 """Of a sample with more elements, evenly spaced ones are looked at."""
 
-REFERENCES = 9
-COMPARED_POSITIONS = 1 << 14
+REFERENCES = 25
+COMPARED_POSITIONS = 1 << 12
 FEWEST_SAMPLES = 16
 LOUDEST = 0.02
 
@@ -24,9 +24,10 @@ class Samples:
     1. Between samples: ``sum (r - m)^2 / sum (r - c)^2``, where m is the mean of the reference over the samples,
        element by element. A candidate c that gives one answer to every sample has at most 1 (0 dB), as m is the answer
        with the least error.
-    2. Without the loudest samples: the variance of sample i is estimated as the median of ``|r_i - r_j|^2 / 2`` over a
-       few other samples j. The 2% of the samples (at least one) where it is largest are left out, and the rest of the
-       variances is compared with the rest of the noise. So one sample with a fill value does not outvote the others.
+    2. Without the loudest samples: those 2% of the samples i (at least one) are left out where the median of
+       ``|r_i - r_j|^2 / 2`` over a few other samples j is largest. Of the others, the mean over those of the samples j
+       that are not left out estimates the variance, and is compared with their noise. So one sample with a fill value
+       does not outvote the others.
 
     Attributes:
         count: How many samples were added.
@@ -88,7 +89,7 @@ class Samples:
         for index, distances in enumerate(self._distances):
             pairs[index, : len(distances)] = distances
         pairs[:known] = np.fmax(pairs[:known], pairs[:known].T)  # the first samples among each other, either way round
-        variances = np.nanmedian(pairs, axis=1)
         loud = max(1, int(LOUDEST * self.count))
-        rest = np.argsort(variances, kind="stable")[: self.count - loud]
-        return float(variances[rest].sum()), float(np.array(self._noises)[rest].sum())
+        rest = np.sort(np.argsort(np.nanmedian(pairs, axis=1), kind="stable")[: self.count - loud])
+        usual = pairs[np.ix_(rest, rest[rest < known])]
+        return float(np.nanmean(usual, axis=1).sum()), float(np.array(self._noises)[rest].sum())
