@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from graphopt.graph.channels.facts import Facts
 from graphopt.graph.channels.values import Values
+from graphopt.graph.slicing import slice_of
 
 Rule = Callable[[gs.Node, list[Values], Facts], Values | None]
 
@@ -124,8 +125,7 @@ def _slice(node: gs.Node, array: NDArray[Any], *bounds: NDArray[Any]) -> NDArray
         axes, steps = node.attrs.get("axes", range(len(starts))), [1] * len(starts)
     index: list[slice] = [slice(None)] * array.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        stop = None if step < 0 and end < -array.shape[int(axis)] else int(end)
-        index[int(axis)] = slice(int(start), stop, int(step))
+        index[int(axis)] = slice_of(array.shape[int(axis)], int(start), int(end), int(step))
     return array[tuple(index)]
 
 

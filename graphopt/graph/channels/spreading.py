@@ -222,7 +222,8 @@ class Resize(Keeping):
         """Write the new sizes into the target sizes, if it goes by sizes."""
         if len(node.inputs) > 3 and node.inputs[3].name:
             if "axes" in node.attrs and cut.changes(node.outputs[0]):
-                axes = {int(axis) for axis in node.attrs["axes"]}
+                rank = cut.facts.rank(node.inputs[0]) or 1
+                axes = {int(axis) % rank for axis in node.attrs["axes"]}
                 if axes & set(cut.changes(node.outputs[0])):
                     cut.refuse(node, f"Resize {node.outputs[0].name!r} sets the size of an axis that is cut")
                 return
