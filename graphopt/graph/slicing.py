@@ -2,6 +2,7 @@
 
 _TO_THE_END = (2**31 - 1, 2**63 - 1)
 
+
 def slice_of(size: int, start: int, end: int, step: int = 1) -> slice:
     """Return the Python slice that takes what ONNX's Slice takes of an axis of ``size`` elements.
 
