@@ -8,6 +8,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, helper, numpy_helper
 
+from graphopt.graph.slicing import slice_of
+
 Arrays = Mapping[str, NDArray[Any]]
 
 _RANDOM = ("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike", "Multinomial", "Bernoulli")
@@ -94,7 +96,8 @@ def _stepless(graph: onnx.GraphProto, node: NodeProto, known: Arrays, measured: 
     axes = known[node.input[3]].tolist() if node.input[3] else list(range(len(starts)))
     shape = measured[source].shape
     bounds = [
-        (axis % len(shape), slice(*_ends(b, e, s), s)) for axis, b, e, s in zip(axes, starts, ends, steps, strict=True)
+        (axis % len(shape), slice_of(shape[axis], b, e, s))
+        for axis, b, e, s in zip(axes, starts, ends, steps, strict=True)
     ]
     plain = [(axis, part) for axis, part in bounds if part.step == 1]
     stepped = [(axis, part) for axis, part in bounds if part.step != 1]
@@ -141,11 +144,6 @@ def _padless(graph: onnx.GraphProto, node: NodeProto, known: Arrays, measured: A
         shape[axis] = len(places)
         _declare(graph, result, measured[source], tuple(shape))
         current = result
-
-
-def _ends(start: int, end: int, step: int) -> tuple[int, int | None]:
-    """Return the bounds of a Python slice that takes what a Slice does: an end far below takes in the first element."""
-    return start, None if step < 0 and end < -(1 << 31) else end
 
 
 def _sequences(graph: onnx.GraphProto, known: Arrays) -> dict[str, dict[str, int]]:

@@ -7,6 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from graphopt.graph.added_bias import added_bias
 from graphopt.graph.evaluate import evaluate
 from graphopt.graph.view import GraphView, is_op
 from graphopt.numerics.quantization import Floats, Quantized, with_scales
@@ -85,15 +86,11 @@ def _added(view: GraphView, node: gs.Node, channels: int) -> Bias | None:
     ONNX Runtime makes a Gemm of the two where the MatMul is of matrices, or all sizes are known, and computes that on
     integers only if the bias is int32; elsewhere the Add stays by itself, and so does a float bias.
     """
-    product, given = node.outputs[0], view.shape(node.inputs[0])
-    readers, shape = view.readers(product), view.shape(product)
-    if shape is None or view.is_output(product) or len(readers) != 1 or not is_op(readers[0], "Add"):
+    given, shape = view.shape(node.inputs[0]), view.shape(node.outputs[0])
+    found = added_bias(view, node, channels)
+    if shape is None or found is None or not 0 < found.values.ndim <= len(shape):
         return None
-    adder = readers[0]
-    slot = 1 if adder.inputs[0] is product else 0
-    values = evaluate(view, adder.inputs[slot])
-    if values is None or values.shape[-1:] != (channels,) or values.size != channels or values.ndim > len(shape):
-        return None
+    adder, slot, values = found
     if not np.isfinite(values).all() or view.edit.graph_of(adder) is not view.model.graph:
         return None
     fits = given is not None and (len(given) == 2 or all(isinstance(size, int) for size in given))

@@ -1,6 +1,6 @@
 """Values of constant tensors, wherever an exporter has put them, and the one cast that new values go through."""
 
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -12,12 +12,48 @@ from graphopt.result import Skip
 _SCALARS = {"value_float": np.float32, "value_int": np.int64, "value_floats": np.float32, "value_ints": np.int64}
 
 
-def constant_values(tensor: gs.Tensor) -> NDArray[np.generic] | None:
-    """Return the values of an initializer or Constant node, also behind Identity, uncached; None for anything else."""
+class Inputs(Protocol):
+    """Knows what a caller can feed: a ``GraphView`` or an ``Edit``."""
+
+    def is_input(self, tensor: gs.Tensor) -> bool:
+        """Whether a graph takes ``tensor`` in, an overridable initializer included."""
+
+
+def fixed_tensor(tensor: gs.Tensor, inputs: Inputs) -> gs.Tensor | None:
+    """Return the initializer or output of a Constant node that ``tensor`` equals whatever a caller feeds.
+
+    This is the one place that decides what a constant is: every reader of values asks it, directly or through
+    ``fixed_values`` and ``fixed_constant``. Identity nodes are followed. An initializer that is a graph input too is a
+    default, which the caller can override, so neither it nor an Identity of it is a constant.
+    """
+    while not inputs.is_input(tensor):
+        if (source := _before_identity(tensor)) is None:
+            return tensor if isinstance(tensor, gs.Constant) or _is_given_by_constant_node(tensor) else None
+        tensor = source
+    return None
+
+
+def fixed_values(tensor: gs.Tensor, inputs: Inputs) -> NDArray[np.generic] | None:
+    """Return the values of a constant that nobody can change, read-only and uncached; None for anything else."""
+    source = fixed_tensor(tensor, inputs)
+    return None if source is None else default_values(source)
+
+
+def fixed_constant(tensor: gs.Tensor, inputs: Inputs) -> gs.Constant | None:
+    """Return the stored constant behind a tensor that nobody can change; None if there is none."""
+    source = fixed_tensor(tensor, inputs)
+    return None if source is None else constant_of(source)
+
+
+def default_values(tensor: gs.Tensor) -> NDArray[np.generic] | None:
+    """Return the values that the file stores for a tensor, which a caller may override: see ``fixed_values``.
+
+    Initializers and Constant nodes are read, also behind Identity, uncached; None for anything else.
+    """
     tensor = _before_identities(tensor)
     if isinstance(tensor, gs.Constant):
         return read_values(tensor)
-    if len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant" and not tensor.inputs[0].domain:
+    if _is_given_by_constant_node(tensor):
         attributes = tensor.inputs[0].attrs
         if isinstance(attributes.get("value"), gs.Constant):
             return read_values(attributes["value"])
@@ -28,27 +64,34 @@ def constant_values(tensor: gs.Tensor) -> NDArray[np.generic] | None:
 
 
 def constant_of(tensor: gs.Tensor) -> gs.Constant | None:
-    """Return the constant that a tensor is, also through Identity and Constant nodes; None if there is none."""
+    """Return the stored constant behind Identity and Constant nodes, to know it by; its values may be overridden."""
     tensor = _before_identities(tensor)
     if isinstance(tensor, gs.Constant):
         return tensor
-    if len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant" and not tensor.inputs[0].domain:
+    if _is_given_by_constant_node(tensor):
         value = tensor.inputs[0].attrs.get("value")
         return value if isinstance(value, gs.Constant) else None
     return None
 
 
-def is_stored_behind_identities(tensor: gs.Tensor) -> bool:
-    """Whether a tensor's values are in the model: an initializer or a Constant node, also behind Identity."""
-    tensor = _before_identities(tensor)
-    return isinstance(tensor, gs.Constant) or (len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant")
-
-
 def _before_identities(tensor: gs.Tensor) -> gs.Tensor:
     """Return what comes into the Identity nodes that a tensor comes out of."""
-    while len(tensor.inputs) == 1 and tensor.inputs[0].op == "Identity" and not tensor.inputs[0].domain:
-        tensor = tensor.inputs[0].inputs[0]
+    while (source := _before_identity(tensor)) is not None:
+        tensor = source
     return tensor
+
+
+def _before_identity(tensor: gs.Tensor) -> gs.Tensor | None:
+    """Return what comes into the Identity that a tensor comes out of; None if it does not come out of one."""
+    if len(tensor.inputs) == 1 and tensor.inputs[0].op == "Identity" and not tensor.inputs[0].domain:
+        source: gs.Tensor = tensor.inputs[0].inputs[0]
+        return source
+    return None
+
+
+def _is_given_by_constant_node(tensor: gs.Tensor) -> bool:
+    """Whether a Constant node of the default domain gives a tensor out."""
+    return len(tensor.inputs) == 1 and tensor.inputs[0].op == "Constant" and not tensor.inputs[0].domain
 
 
 def read_values(constant: gs.Constant) -> NDArray[np.generic] | None:
@@ -80,5 +123,5 @@ def cast(values: ArrayLike, dtype: Any, name: str) -> NDArray[Any]:
 
 def dtype_of(tensor: gs.Tensor | None) -> Any:
     """Return the element type of a constant tensor; float32 where there is none."""
-    values = None if tensor is None else constant_values(tensor)
+    values = None if tensor is None else default_values(tensor)
     return np.float32 if values is None else values.dtype

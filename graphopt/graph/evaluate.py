@@ -8,6 +8,8 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from graphopt.graph.constants import read_values
+from graphopt.graph.slicing import slice_of
 from graphopt.graph.view import GraphView, is_op, require_found
 
 Values = NDArray[Any]
@@ -108,7 +110,7 @@ def _slice(node: gs.Node, inputs: Sequence[Values]) -> Values | None:
         axes, steps = list(node.attrs.get("axes", range(len(starts)))), [1] * len(starts)
     index = [slice(None)] * inputs[0].ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        index[axis] = slice(start, None if step < 0 and end < -inputs[0].shape[axis] else end, step)
+        index[axis] = slice_of(inputs[0].shape[axis], start, end, step)
     return inputs[0][tuple(index)]
 
 
@@ -124,7 +126,7 @@ def _expand(node: gs.Node, inputs: Sequence[Values]) -> Values | None:
 
 def _constant_of_shape(node: gs.Node, inputs: Sequence[Values]) -> Values | None:
     value = node.attrs.get("value")
-    fill = np.zeros(1, np.float32) if value is None else value.values if isinstance(value, gs.Constant) else None
+    fill = np.zeros(1, np.float32) if value is None else read_values(value) if isinstance(value, gs.Constant) else None
     return None if fill is None else np.broadcast_to(fill.reshape(-1)[0], [int(size) for size in inputs[0]])
 
 

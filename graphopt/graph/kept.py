@@ -5,6 +5,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.correspondence import ACTIVATIONS, Correspondence
+from graphopt.graph.slicing import slice_of
 from graphopt.graph.view import GraphView, is_op
 
 Indices = NDArray[np.int64]
@@ -73,7 +74,7 @@ class KeptChannels:
             size = shape[axis] if -rank <= axis < rank else None
             if not isinstance(size, int):
                 return None
-            places = np.arange(size)[start:end]  # the end may be any large number
+            places = np.arange(size)[slice_of(size, start, end)]
         else:
             return None
         turned = self._view.producer(node.inputs[0], "Transpose")

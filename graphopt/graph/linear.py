@@ -10,9 +10,10 @@ import onnx
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from graphopt.graph.added_bias import added_bias
 from graphopt.graph.dequantize import is_dequantized
 from graphopt.graph.symbolic.fact import element_type
-from graphopt.graph.view import GraphView, is_op
+from graphopt.graph.view import GraphView
 from graphopt.numerics.patches import output_rows, patch_rows, same_pads, windows
 from graphopt.result import Skip
 
@@ -185,13 +186,10 @@ def _read_matmul(view: GraphView, node: gs.Node) -> LinearLayer:
         raise Skip(f"its weight has rank {weight.ndim}")
     matrix = None if weight is None else weight.T[None]
     outputs = _channels(view, node.outputs[0]) if matrix is None else matrix.shape[1]
-    readers = view.readers(node.outputs[0])
-    if len(readers) == 1 and is_op(readers[0], "Add") and not view.is_output(node.outputs[0]):
-        slot = 1 if readers[0].inputs[0] is node.outputs[0] else 0
-        stored = view.array(readers[0].inputs[slot])
-        if stored is not None and stored.size == outputs == stored.shape[-1]:
-            bias = _bias(view, readers[0], slot, outputs)
-            return _Dense(node, readers[0].outputs[0], -1, matrix, bias[None], adder=(readers[0], slot))
+    found = added_bias(view, node, outputs)
+    if found is not None and view.array(found.node.inputs[found.slot]) is not None:
+        bias = _bias(view, found.node, found.slot, outputs)
+        return _Dense(node, found.node.outputs[0], -1, matrix, bias[None], adder=(found.node, found.slot))
     return _Dense(node, node.outputs[0], -1, matrix, None)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
-from graphopt.graph.constants import cast, constant_values
+from graphopt.graph.constants import cast, default_values
 from graphopt.graph.dequantize import is_dequantized
 from graphopt.graph.evaluate import evaluate, move
 from graphopt.graph.view import GraphView, is_op
@@ -32,7 +32,7 @@ class DefaultsView(GraphView):
 
     def array(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
         """Return the values of an initializer or Constant node in its own type, read-only; None for anything else."""
-        return constant_values(tensor)
+        return default_values(tensor)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def storage(view: GraphView, parameter: Parameter) -> gs.Tensor | None:
                 raise Skip("is quantized, only floats can be replaced")
             return None
         tensor = node.inputs[0]
-    values = constant_values(tensor)
+    values = default_values(tensor)
     if values is None or not is_float(values.dtype):
         raise Skip(f"holds {'no plain' if values is None else values.dtype} values, only floats can be replaced")
     return tensor
@@ -121,7 +121,7 @@ def write(view: GraphView, parameter: Parameter, values: Array) -> None:
     if tensor is None:
         write_own(view, parameter, values)
         return
-    old = constant_values(tensor)
+    old = default_values(tensor)
     assert old is not None
     places = np.arange(old.size).reshape(old.shape)
     chain: list[gs.Node] = []

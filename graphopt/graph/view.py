@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.borders import Borders
-from graphopt.graph.constants import constant_values
+from graphopt.graph.constants import fixed_values
 from graphopt.graph.edit import Edit
 from graphopt.graph.shapes import Shape, infer_shapes
 from graphopt.graph.symbolic import Facts
@@ -108,10 +108,11 @@ class GraphView:
     def array(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
         """Return the values of a constant tensor in its own type, read-only, or None if it is not constant.
 
-        Initializers and outputs of Constant nodes are constant; an initializer that the caller can override is not.
+        Initializers and outputs of Constant nodes are constant, also behind Identity; an initializer that the caller
+        can override is not, nor is an Identity of one.
         Nothing is cached: a weight is in memory only while the pass holds the array.
         """
-        return None if self.is_input(tensor) else constant_values(tensor)
+        return fixed_values(tensor, self)
 
     def shape(self, tensor: gs.Tensor) -> Shape:
         """Return the inferred shape: a tuple of int, symbolic name or None (unknown); None if the rank is unknown."""

@@ -15,7 +15,7 @@ class DepthToSpace(Transfer):
     def _matrix(self, node: gs.Node, size: int) -> "np.ndarray[tuple[int, ...], np.dtype[np.int64]]":
         """Return the deep channel numbers as [shallow channel, block position]."""
         area = int(node.attrs["blocksize"]) ** 2
-        if node.op == "DepthToSpace" and node.attrs.get("mode", "DCR") == "CRD":
+        if node.attrs.get("mode", "DCR") == "CRD":
             return np.arange(size).reshape(-1, area)
         return np.arange(size).reshape(area, -1).T
 

@@ -4,6 +4,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
+from graphopt.graph.added_bias import added_bias
 from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts, Mask, Vector
 from graphopt.graph.channels.labels import Label, Labels
@@ -44,13 +45,9 @@ def fold_bias(node: gs.Node, cut: Cut, delta: Vector, outs: int) -> None:
 def add_bias(node: gs.Node, cut: Cut, delta: Vector) -> None:
     """Add ``delta`` to a MatMul's output: into the constant that is added next, or else in an Add of its own."""
     out, facts = node.outputs[0], cut.facts
-    readers = facts.view.readers(out)
-    if len(readers) == 1 and readers[0].op == "Add" and not facts.view.is_output(out):
-        slot = 1 if readers[0].inputs[0] is out else 0
-        bias = facts.array(readers[0].inputs[slot])
-        if bias is not None and bias.size == bias.shape[-1] == len(delta):
-            cut.give(readers[0], slot, bias.astype(np.float64) + delta)
-            return
+    if (bias := added_bias(facts.view, node, len(delta))) is not None:
+        cut.give(bias.node, bias.slot, bias.values.astype(np.float64) + delta)
+        return
     weight = readable(node.inputs[1], facts)
     assert weight is not None
     kept = cut.kept(out, -1)

@@ -1,6 +1,7 @@
 """Transfer functions of element-wise operators: unary, broadcast binary, and those with side inputs."""
 
 import numpy as np
+import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.channels.cutting import Cut
@@ -8,6 +9,7 @@ from graphopt.graph.channels.evaluate import evaluate
 from graphopt.graph.channels.facts import Facts, Vector
 from graphopt.graph.channels.labels import Label, Labels, Pick
 from graphopt.graph.channels.picking import is_normalized, plan_picks
+from graphopt.graph.channels.shape_arithmetic import cast_type
 from graphopt.graph.channels.table import Transfer, register
 
 
@@ -34,8 +36,11 @@ class Elementwise(Transfer):
             vectors = [self._vector(node, facts, slot, axis - rank, size or 0) for slot in range(len(node.inputs))]
             if size is None or all(not isinstance(vector, np.ndarray) for vector in vectors):
                 continue
-            if node.op in ("Cast", "Identity", "CastLike"):
-                facts.learn(out, axis, vectors[0] if isinstance(vectors[0], np.ndarray) and _is_float(node) else None)
+            if node.op in ("Cast", "CastLike"):
+                facts.learn(out, axis, _cast(vectors[0], node, facts))
+                continue
+            if node.op == "Identity":
+                facts.learn(out, axis, vectors[0] if isinstance(vectors[0], np.ndarray) else None)
                 continue
             values = evaluate(node, vectors, facts.view.opset)
             if values is not None and node.op == "Mul":
@@ -128,9 +133,13 @@ def _role(node: gs.Node, slot: int) -> str:
     return {"Add": "feeds", "Sub": "feeds", "Sum": "feeds", "Mul": "scales"}.get(str(node.op), "aside")
 
 
-def _is_float(node: gs.Node) -> bool:
-    """Whether a cast leaves float values as they are, up to rounding."""
-    return bool(node.op != "Cast" or node.attrs.get("to") in (1, 10, 11, 16))
+def _cast(values: Vector | float | None, node: gs.Node, facts: Facts) -> Vector | None:
+    """Return values as a cast to floats rounds them; None for a cast to another type or one that is not known."""
+    to = cast_type(node, facts)
+    if not isinstance(values, np.ndarray) or to not in (1, 10, 11, 16):
+        return None
+    with np.errstate(over="ignore"):
+        return values.astype(onnx.helper.tensor_dtype_to_np_dtype(to)).astype(np.float64)
 
 
 @register("Dropout")

@@ -8,7 +8,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.channels.values import Symbols, Values
-from graphopt.graph.constants import constant_of, is_stored_behind_identities, read_values
+from graphopt.graph.constants import constant_of, fixed_constant, fixed_tensor, read_values
 from graphopt.graph.evaluate import evaluate
 from graphopt.graph.shapes import Shape
 from graphopt.graph.view import GraphView
@@ -81,13 +81,18 @@ class Facts:
         return size if isinstance(size, int) else None
 
     def is_constant(self, tensor: gs.Tensor) -> bool:
-        """Whether a tensor's values are stored in the model, or computed from stored ones by moving and casting."""
+        """Whether a tensor's values are stored in the model, or computed from stored ones by moving and casting.
+
+        What the caller can override is not constant, see ``fixed_tensor``.
+        """
         if id(tensor) not in self._constant:
-            stored = is_stored_behind_identities(tensor) or (
-                self._may_compute(tensor) and evaluate(self.view, tensor) is not None
-            )
-            self._constant[id(tensor)] = not self.view.is_input(tensor) and bool(tensor.name) and stored
+            stored = self._is_fixed(tensor) or (self._may_compute(tensor) and evaluate(self.view, tensor) is not None)
+            self._constant[id(tensor)] = bool(tensor.name) and stored
         return self._constant[id(tensor)]
+
+    def _is_fixed(self, tensor: gs.Tensor) -> bool:
+        """Whether a tensor is stored and nobody can change it."""
+        return fixed_tensor(tensor, self.view) is not None
 
     def _may_compute(self, tensor: gs.Tensor) -> bool:
         """Whether all that a tensor is computed from is constant, as far as the walk has come."""
@@ -97,16 +102,17 @@ class Facts:
         sources = node.inputs[:1] if node.op == "CastLike" else node.inputs
         return bool(
             node.op in ("Shape", "ConstantOfShape")
-            or all(self._constant.get(id(t), is_stored_behind_identities(t)) for t in sources)
+            or all(self._constant.get(id(t), self._is_fixed(t)) for t in sources)
         )
 
     def array(self, tensor: gs.Tensor) -> NDArray[np.generic] | None:
-        """Return the values of a constant; small ones are remembered."""
-        if not isinstance(tensor, gs.Constant) and (not tensor.name or not self.is_constant(tensor)):
-            return None
+        """Return the values of a constant that nobody can change; small ones are remembered."""
         if id(tensor) in self._arrays:
             return self._arrays[id(tensor)]
-        source = constant_of(tensor)
+        attribute = isinstance(tensor, gs.Constant) and not tensor.name
+        if not attribute and not self.is_constant(tensor):
+            return None
+        source = fixed_constant(tensor, self.view)
         array = evaluate(self.view, tensor) if source is None else read_values(source)
         if array is not None and array.size <= SMALL:
             self._arrays[id(tensor)] = array

@@ -128,4 +128,5 @@ def _parts(roots: Label) -> Iterator[tuple[int, Indices]]:
     """Yield each group with the positions at which it stands in a row of labels."""
     order = np.argsort(roots, kind="stable")
     values, starts = np.unique(roots[order], return_index=True)
-    yield from zip(values.tolist(), np.split(order, starts[1:]), strict=True)
+    if values.size:
+        yield from zip(values.tolist(), np.split(order, starts[1:]), strict=True)

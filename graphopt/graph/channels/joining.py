@@ -8,6 +8,7 @@ from graphopt.graph.channels.cutting import Cut
 from graphopt.graph.channels.facts import Facts, Mask
 from graphopt.graph.channels.labels import Label, Labels, describe
 from graphopt.graph.channels.table import Transfer, register
+from graphopt.graph.slicing import slice_of
 
 
 @register("Concat")
@@ -184,7 +185,7 @@ class Slice(Picking):
     """Stretches, with steps, along some axes."""
 
     def picks(self, node: gs.Node, facts: Facts) -> Picks | None:
-        """Each sliced axis picks what Python's slice picks."""
+        """Each sliced axis picks the indices that ``slice_of`` gives."""
         plan = _slices(node, facts)
         if plan is None:
             return None
@@ -194,8 +195,7 @@ class Slice(Picking):
             if size is None or start is None or end is None:
                 found[axis] = None
                 continue
-            stop = None if step < 0 and end < -size else end
-            found[axis] = np.arange(size)[start:stop:step]
+            found[axis] = np.arange(size)[slice_of(size, start, end, step)]
         return [found]
 
     def cut(self, node: gs.Node, cut: Cut) -> None:

@@ -92,7 +92,7 @@ class Labels:
         if not self.facts.is_constant(tensor):
             axes = self.variables.get(id(tensor))
             label = axes[axis] if axes is not None else None
-            if label is not None and role != "aside" and int(label[0]) in self.born:
+            if label is not None and label.size and role != "aside" and int(label[0]) in self.born:
                 self._assign(*self.born[int(label[0])], role, node)
             return label
         if not self._carries_channels(node, slot):

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from graphopt.graph.channels.facts import Facts
 from graphopt.graph.channels.values import Values
+from graphopt.graph.slicing import slice_of
+from graphopt.graph.symbolic.fact import element_type as declared_type
 
 Rule = Callable[[gs.Node, list[Values], Facts], Values | None]
 
@@ -124,8 +126,7 @@ def _slice(node: gs.Node, array: NDArray[Any], *bounds: NDArray[Any]) -> NDArray
         axes, steps = node.attrs.get("axes", range(len(starts))), [1] * len(starts)
     index: list[slice] = [slice(None)] * array.ndim
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        stop = None if step < 0 and end < -array.shape[int(axis)] else int(end)
-        index[int(axis)] = slice(int(start), stop, int(step))
+        index[int(axis)] = slice_of(array.shape[int(axis)], int(start), int(end), int(step))
     return array[tuple(index)]
 
 
@@ -134,8 +135,16 @@ def _reshape(node: gs.Node, array: NDArray[Any], target: NDArray[Any]) -> NDArra
     return array.reshape(sizes)
 
 
+def cast_type(node: gs.Node, facts: Facts) -> int:
+    """Return ONNX's code of the element type that a Cast or CastLike gives; 0 if it is not known."""
+    if node.op == "Cast":
+        return int(node.attrs["to"])
+    like = node.inputs[1]
+    return declared_type(like) or facts.view.facts.type(like)
+
+
 def _cast(node: gs.Node, inputs: list[Values], facts: Facts) -> Values | None:
-    to = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}.get(int(node.attrs["to"]))
+    to = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}.get(cast_type(node, facts))
     return None if to is None else Values(inputs[0].array.astype(to), inputs[0].known)
 
 
@@ -181,7 +190,7 @@ _RULES: dict[str, Rule] = {
     "Min": _arithmetic(lambda *arrays: np.minimum.reduce(np.broadcast_arrays(*arrays))),
     "Max": _arithmetic(lambda *arrays: np.maximum.reduce(np.broadcast_arrays(*arrays))),
     "Cast": _cast,
-    "CastLike": lambda node, inputs, facts: inputs[0] if inputs[0].array.dtype.kind == "f" else None,
+    "CastLike": _cast,
     "Concat": _concat,
     "Gather": _moving(
         lambda node, array, index: np.take(

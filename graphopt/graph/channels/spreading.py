@@ -220,13 +220,19 @@ class Resize(Keeping):
 
     def cut(self, node: gs.Node, cut: Cut) -> None:
         """Write the new sizes into the target sizes, if it goes by sizes."""
-        if len(node.inputs) > 3 and node.inputs[3].name:
-            if "axes" in node.attrs and cut.changes(node.outputs[0]):
-                axes = {int(axis) for axis in node.attrs["axes"]}
-                if axes & set(cut.changes(node.outputs[0])):
-                    cut.refuse(node, f"Resize {node.outputs[0].name!r} sets the size of an axis that is cut")
-                return
+        if len(node.inputs) <= 3 or not node.inputs[3].name:
+            return
+        if "axes" not in node.attrs:
             cut.resize(node, 3)
+            return
+        rank, changes = cut.facts.rank(node.inputs[0]) or 1, cut.changes(node.outputs[0])
+        axes = [int(axis) % rank for axis in node.attrs["axes"]]
+        if not changes.keys() & set(axes):
+            return
+        sizes = cut.facts.integers(node.inputs[3])
+        if sizes is None or len(sizes) != len(axes):
+            cut.refuse(node, f"Resize {node.outputs[0].name!r} computes the size of an axis that is cut")
+        cut.integers(node, 3, [changes.get(axis, size) for axis, size in zip(axes, sizes, strict=True)])
 
 
 @register("Softmax", "LogSoftmax", "Hardmax", "CumSum")

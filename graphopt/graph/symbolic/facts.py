@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import onnx_graphsurgeon as gs
 
-from graphopt.graph.constants import constant_values
+from graphopt.graph.constants import default_values
 from graphopt.graph.symbolic import expression as ex
 from graphopt.graph.symbolic import shapes, values
 from graphopt.graph.symbolic.attributes import Value, has_reference
@@ -124,7 +124,7 @@ class Facts:
         shape, kind = tuple(int(n) for n in tensor.shape), element_type(tensor)
         array = None
         if id(tensor) not in self._fed and stored.nbytes <= 8 * LIMIT:
-            array = constant_values(tensor)
+            array = default_values(tensor)
         value = None if array is None else followed(kind, as_value(array))
         fact = Fact(kind, shape if value is None else value.shape, value)
         self._constants[id(tensor)] = tensor, weakref.ref(stored), fact
@@ -180,7 +180,7 @@ class Facts:
         """Learn about the outputs of one node."""
         standard = node.domain in (None, "", "ai.onnx")
         if standard and node.op == "Constant":
-            array = constant_values(node.outputs[0])
+            array = default_values(node.outputs[0])
             if array is not None:
                 kind = element_type(gs.Variable("", array.dtype))
                 self._record(node.outputs[0], kind, array.shape, as_value(array))

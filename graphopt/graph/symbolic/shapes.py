@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.slicing import slice_indices
 from graphopt.graph.symbolic import expression as ex
 from graphopt.graph.symbolic.attributes import Value, attribute, integers, tuple_of
 from graphopt.graph.symbolic.expression import Entry
@@ -163,9 +164,7 @@ def _cut(extent: Entry, start: Entry | None, end: Entry | None) -> Entry | None:
 
 def _stepped(extent: Entry, start: Entry | None, end: Entry | None, step: int | None) -> Entry | None:
     if isinstance(extent, int) and isinstance(start, int) and isinstance(end, int) and step:
-        if step < 0:  # backwards, ONNX begins at the first element at least
-            start, end = max(start, -extent), max(end, -extent - 1)
-        return len(range(extent)[start : None if step < 0 and end < -extent else end : step])
+        return len(slice_indices(extent, start, end, step))
     return None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.slicing import slice_of
 from graphopt.graph.symbolic import expression as ex
 from graphopt.graph.symbolic.attributes import Value, attribute, axes_of, integers
 from graphopt.graph.symbolic.expression import Entry
@@ -140,11 +141,7 @@ def _slice(node: gs.Node, values: Sequence[Value | None], shapes: Sequence[Symbo
     cuts = [slice(None)] * values[0].ndim
     for index, (start, end) in enumerate(zip(starts, ends, strict=True)):
         axis, step = axes[index] if axes else index, steps[index] if steps else 1
-        extent = values[0].shape[axis]
-        if step < 0:  # backwards, ONNX begins at the first element at least
-            cuts[axis] = slice(max(start, -extent), None if end < -extent else end, step)
-        else:
-            cuts[axis] = slice(start, end, step)
+        cuts[axis] = slice_of(values[0].shape[axis], start, end, step)
     return values[0][tuple(cuts)]
 
 
