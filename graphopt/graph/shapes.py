@@ -6,6 +6,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from graphopt.model import Model, to_proto
+from graphopt.model.dimensions import named
 from graphopt.model.inference import with_inferred_shapes
 from graphopt.model.order import bodies
 
@@ -95,6 +96,6 @@ def _shape(info: onnx.ValueInfoProto) -> Shape:
     if not info.type.HasField("tensor_type") or not info.type.tensor_type.HasField("shape"):
         return None
     return tuple(
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else named(dim.dim_param)
         for dim in info.type.tensor_type.shape.dim
     )

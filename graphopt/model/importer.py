@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 from graphopt.errors import ModelError
 from graphopt.model.attributes import read_attribute
 from graphopt.model.check import check_dims, check_element_type, check_header, check_name, check_tensor, check_type
+from graphopt.model.dimensions import forget_doubtful_names, named
 from graphopt.model.ir import (
     Constant,
     Graph,
@@ -79,6 +80,7 @@ def read_model(skeleton: bytes, spans: Sequence[Span], external: Resolve, path: 
         functions = [reader.function(function) for function in header.functions]
         model = Model(reader.graph(graph, ChainMap()), header, path, functions=functions)
         model.repairs = _repaired(model)
+        forget_doubtful_names(model)
     if len(reader.used) != len(spans):
         raise ModelError("it holds tensor data in places where ONNX knows none")
     header.ClearField("functions")
@@ -262,7 +264,7 @@ def _declared(kind: onnx.TypeProto.Tensor) -> tuple[Any, list[int | str | None] 
     if not kind.HasField("shape"):
         return dtype, None
     return dtype, [
-        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else dim.dim_param or None
+        dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else named(dim.dim_param)
         for dim in kind.shape.dim
     ]
 

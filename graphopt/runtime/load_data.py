@@ -1,8 +1,6 @@
 """Reads the user's data and holds it against the model's signature: what does not fit is one clear DataError."""
 
 import difflib
-import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
@@ -16,9 +14,8 @@ from graphopt.errors import DataError
 from graphopt.model import Model
 from graphopt.runtime.data import ArrayData, Data, Stored, fitting_batch
 from graphopt.runtime.data_folder import load_data_folder
+from graphopt.runtime.npz import Arrays, Member, read_npz
 from graphopt.runtime.signature import Signature, TensorInfo, class_count, signature
-
-Arrays = Mapping[str, NDArray[Any]]
 
 SPLIT = "calibration/"
 
@@ -26,29 +23,21 @@ SPLIT = "calibration/"
 def load_data(path: str | PathLike[str], model: Model) -> Data:
     """Read an .npz file (see ``from_arrays``) or a folder of ONNX test data sets.
 
+    Of an .npz file only headers and labels are read here, samples when batches ask for them: large arrays a batch at a
+    time, and ``calibration/`` only for ``calibration()``.
+
     Raises:
-        DataError: The file is missing or no .npz, holds pickled objects, or does not fit the model.
+        DataError: The file is missing or no .npz, holds pickled objects, or does not fit the model. A file that is
+            damaged further in raises it when the damage is met.
     """
     place = Path(path)
     if place.is_dir():
         return load_data_folder(place, signature(model))
     try:
-        with place.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{place}: is a single array, an .npz with arrays keyed by input names is needed")
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise DataError(f"{place}: no such file") from error
-    except ValueError as error:
-        pickled = "Object arrays" in str(error)
-        reason = "holds pickled objects, which are refused" if pickled else "is not an .npz file"
-        raise DataError(f"{place}: {reason}") from error
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error, KeyError) as error:
-        raise DataError(f"{place}: is not a readable .npz file ({' '.join(str(error).split())})") from error
-    try:
-        return from_arrays(arrays, model)
+        return from_arrays(read_npz(place), model)
     except DataError as error:
+        if str(error).startswith(f"{place}: "):
+            raise
         raise DataError(f"{place}: {error}") from error
 
 
@@ -56,14 +45,15 @@ def from_arrays(arrays: Arrays, model: Model) -> Data:
     """Hold arrays by input name against a model.
 
     The first axis of each array is the samples'. If an array has one axis more than the input, samples are fed one by
-    one; an array of rank 0 goes to every batch. Where the model's first axis is fixed at k, k samples are fed at a
-    time, and the last batch is filled up by repeating the last sample.
+    one. Where the model's first axis is fixed at k, k samples are fed at a time, and the last batch is filled up by
+    repeating the last sample. An array of rank 0 goes to every batch; so does one of the input's own shape whose first
+    axis is fixed, if other inputs' first axes are dynamic and their arrays have other lengths.
 
     Values may be stored narrower than the model's type where the type holds them all (float16 for float32, int32 for
     int64), or as integers with scalars ``<input>.scale`` and ``<input>.offset``: the input is ``x * scale + offset``,
-    computed in float64. ``labels`` are class indices, one per sample. ``calibration/<input>`` is a split to calibrate
-    with; scale and offset are the input's unless it has its own. NaN and Inf are allowed in data: some models
-    take NaN for a missing value.
+    computed in float64. ``labels`` are class indices, one per sample. An input that is called like one of these keys is
+    that input and nothing else. ``calibration/<input>`` is a split to calibrate with; scale and offset are the input's
+    unless it has its own. NaN and Inf are allowed in data: some models take NaN for a missing value.
 
     Raises:
         DataError: An input is missing or a name unknown; an array has the wrong type or shape, is empty or has another
@@ -79,8 +69,8 @@ def from_arrays(arrays: Arrays, model: Model) -> Data:
     if not split:
         return data
     for name in sign.inputs:
-        if name in split and np.asarray(split[name]).dtype == data.stored[name].values.dtype:
-            keys = (f"{name}.scale", f"{name}.offset")
+        if name in split and _values(split[name]).dtype == data.stored[name].values.dtype:
+            keys = _factors(name, sign)
             split = {key: arrays[key] for key in keys if key in arrays} | split
     return replace(data, split=_collect(split, sign, SPLIT))
 
@@ -93,10 +83,11 @@ def _collect(arrays: Arrays, sign: Signature, prefix: str) -> ArrayData:
     for name, info in sign.inputs.items():
         if name not in arrays:
             raise DataError(f"no array {prefix + name!r} for the model's input {name!r} ({info})")
-        factors = arrays.get(f"{name}.scale"), arrays.get(f"{name}.offset")
-        stored[name] = _stored(prefix + name, np.asarray(arrays[name]), info, *factors)
+        factors = {key.removeprefix(f"{name}."): arrays.get(key) for key in _factors(name, sign)}
+        stored[name] = _stored(prefix + name, _values(arrays[name]), info, factors)
         if _has_extra_axis(stored[name], info):
             per_sample.append(name)
+    _share(stored, sign)
     sizes = {name: len(each.values) for name, each in stored.items() if not each.shared}
     size = _common_size(sizes, prefix)
     if per_sample:
@@ -109,12 +100,33 @@ def _collect(arrays: Arrays, sign: Signature, prefix: str) -> ArrayData:
         batch, fixed = 0, False
     else:
         batch, fixed = _batch({name: each for name, each in stored.items() if not each.shared}, sign)
-    return ArrayData(stored, size, _labels(arrays.get("labels"), size, sign, prefix), batch, fixed)
+    labels = None if "labels" in sign.inputs else arrays.get("labels")
+    return ArrayData(stored, size, _labels(labels, size, sign, prefix), batch, fixed)
+
+
+def _values(array: "NDArray[Any] | Member") -> "NDArray[Any] | Member":
+    """Return an array as one, and what is read from a file as it is."""
+    return array if isinstance(array, Member) else np.asarray(array)
+
+
+def _factors(name: str, sign: Signature) -> list[str]:
+    """Return the keys of an input's scale and offset, unless inputs are called so."""
+    return [key for key in (f"{name}.scale", f"{name}.offset") if key not in sign.inputs]
+
+
+def _share(stored: dict[str, Stored], sign: Signature) -> None:
+    """Find inputs that are no samples: their first axis is fixed, others' are not, and the numbers do not agree."""
+    first = {name: (sign.inputs[name].shape or (None,))[0] for name, each in stored.items() if not each.shared}
+    counts = {len(stored[name].values) for name, size in first.items() if not isinstance(size, int)}
+    for name, size in first.items():
+        each = stored[name]
+        if isinstance(size, int) and each.values.shape == sign.inputs[name].shape and counts and counts != {size}:
+            stored[name] = replace(each, shared=True)
 
 
 def _require_known(arrays: Arrays, sign: Signature, prefix: str) -> None:
     """Refuse an array that belongs to nothing."""
-    known = [*sign.inputs, *(f"{name}.{key}" for name in sign.inputs for key in ("scale", "offset")), "labels"]
+    known = [*sign.inputs, *(key for name in sign.inputs for key in _factors(name, sign)), "labels"]
     for name in arrays:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
@@ -123,31 +135,37 @@ def _require_known(arrays: Arrays, sign: Signature, prefix: str) -> None:
 
 
 def _stored(
-    label: str, values: NDArray[Any], info: TensorInfo, scale: NDArray[Any] | None, offset: NDArray[Any] | None
+    label: str, values: "NDArray[Any] | Member", info: TensorInfo, factors: "Mapping[str, NDArray[Any] | Member | None]"
 ) -> Stored:
     """Check one array against its input."""
     if values.dtype.kind in "US" and info.dtype.kind == "O":
-        values = values.astype(str).astype(object)
-    factors = []
-    for key, value in (("scale", scale), ("offset", offset)):
-        if value is not None and (np.size(value) != 1 or np.asarray(value).dtype.kind not in "fiu"):
-            raise DataError(f"'{label}.{key}' must be one number")
-        if value is not None and not np.isfinite(value).all():
-            raise DataError(f"'{label}.{key}' is not finite")
-        factors.append(None if value is None else float(np.asarray(value).reshape(())))
-    scaled = any(factor is not None for factor in factors)
+        values = np.asarray(values).astype(str).astype(object)
+    scale, offset = (_number(f"'{label}.{key}'", factors.get(key)) for key in ("scale", "offset"))
+    scaled = scale is not None or offset is not None
     if scaled and values.dtype.kind not in "iuf":
         raise DataError(f"{label!r} holds {values.dtype}, which cannot be scaled")
     if not scaled and not _holds(values.dtype, info.dtype):
         hint = f"; to store integers, add '{label}.scale'" if values.dtype.kind in "iu" and _is_float(info) else ""
         raise DataError(f"{label!r} holds {values.dtype}, the model takes {info}{hint}")
-    if values.ndim and not values.size:
+    if values.ndim and not len(values):
         raise DataError(f"{label!r} is empty (shape {values.shape})")
     shared = values.ndim == 0 and not info.shape
     _require_shape(label, values, info, shared)
     if not scaled:
         return Stored(values, info.dtype, shared=shared)
-    return Stored(values, info.dtype, 1.0 if factors[0] is None else factors[0], factors[1] or 0.0, shared)
+    return Stored(values, info.dtype, 1.0 if scale is None else scale, offset or 0.0, shared)
+
+
+def _number(label: str, value: "NDArray[Any] | Member | None") -> float | None:
+    """Return a scale or an offset."""
+    if value is None:
+        return None
+    number = np.asarray(value)
+    if number.size != 1 or number.dtype.kind not in "fiu":
+        raise DataError(f"{label} must be one number")
+    if not np.isfinite(number).all():
+        raise DataError(f"{label} is not finite")
+    return float(number.reshape(()))
 
 
 def _is_float(info: TensorInfo) -> bool:
@@ -164,7 +182,7 @@ def _has_extra_axis(stored: Stored, info: TensorInfo) -> bool:
     return not stored.shared and info.shape is not None and stored.values.ndim == len(info.shape) + 1
 
 
-def _require_shape(label: str, values: NDArray[Any], info: TensorInfo, shared: bool) -> None:
+def _require_shape(label: str, values: "NDArray[Any] | Member", info: TensorInfo, shared: bool) -> None:
     """Refuse an array whose axes after the samples' do not fit the input's."""
     if info.shape is None or shared:
         if values.ndim == 0 and not shared:
@@ -211,7 +229,9 @@ def _batch(stored: Mapping[str, Stored], sign: Signature) -> tuple[int, bool]:
     return fitting_batch(nbytes), False
 
 
-def _labels(values: NDArray[Any] | None, size: int, sign: Signature, prefix: str) -> NDArray[np.int64] | None:
+def _labels(
+    values: "NDArray[Any] | Member | None", size: int, sign: Signature, prefix: str
+) -> NDArray[np.int64] | None:
     """Check the labels: integers, one per sample, within the classes if the model tells how many there are."""
     if values is None:
         return None

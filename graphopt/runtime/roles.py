@@ -1,6 +1,7 @@
 """Reads off a graph what an input is for: an index into a table, a mask, a length; and how long an axis must be."""
 
 from collections import defaultdict
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,6 +22,8 @@ _SAME_AXES = {
 _SHAPE_SLOTS = {("Reshape", 1), ("Expand", 1), ("Tile", 1), ("ConstantOfShape", 0), ("Resize", 3), ("TopK", 1)}
 _SHAPE_SLOTS |= {("Range", slot) for slot in range(3)}
 _MAX_STEPS = 200
+_MALFORMED = (IndexError, TypeError, ValueError, OverflowError)
+"""What reading a node raises that a runtime would refuse."""
 
 
 @dataclass
@@ -113,7 +116,8 @@ class Roles:
         while waiting and len(seen) < _MAX_STEPS:
             tensor, shift = waiting.pop()
             for node, slot in self._readers[tensor]:
-                self._note_use(node, slot, shift, role)
+                with suppress(*_MALFORMED):
+                    self._note_use(node, slot, shift, role)
                 step = self._shift(node, slot)
                 if step is None:
                     continue
@@ -132,7 +136,9 @@ class Roles:
             return 0
         if node.op_type in ("Add", "Sub") and len(node.input) == 2:
             other = self._values.get(node.input[1 - slot])
-            if other is not None and other.size == 1 and (node.op_type == "Add" or slot == 0):
+            if other is None or other.dtype.kind not in "iu":  # a float is no shift of indices
+                return None
+            if other.size == 1 and (node.op_type == "Add" or slot == 0):
                 return int(other.reshape(())) * (1 if node.op_type == "Add" else -1)
         return None
 
@@ -144,7 +150,7 @@ class Roles:
             high = data[_attribute(node, "axis", 0)] if node.op_type != "GatherND" else min(data)
         elif node.op_type == "OneHot" and slot == 0:
             depth = self._values.get(node.input[1])
-            high = int(depth.reshape(-1)[0]) if depth is not None and depth.size else None
+            high = int(depth.reshape(-1)[0]) if depth is not None and np.isfinite(depth).all() and depth.size else None
         elif (node.op_type in ("LSTM", "GRU", "RNN") and slot == 4) or (
             node.op_type == "ReverseSequence" and slot == 1
         ):
@@ -165,12 +171,13 @@ class Roles:
         while waiting and len(seen) < _MAX_STEPS:
             tensor, axes = waiting.pop()
             for node, slot in self._readers[tensor]:
-                found = self._demand(node, slot, len(axes))
-                if found is not None and found[1] > 0 and axes[found[0]] >= 0:
-                    role.axes.setdefault(axes[found[0]], found[1])
+                with suppress(*_MALFORMED):
+                    found = self._demand(node, slot, len(axes))
+                    if found is not None and found[1] > 0 and axes[found[0]] >= 0:
+                        role.axes.setdefault(axes[found[0]], found[1])
                 if node.op_type == "Transpose":
                     perm = _attribute(node, "perm", list(range(len(axes)))[::-1])
-                    passed = tuple(axes[axis] for axis in perm) if len(perm) == len(axes) else None
+                    passed = tuple(axes[axis] for axis in perm) if sorted(perm) == list(range(len(axes))) else None
                 else:
                     passed = axes if node.op_type in _SAME_AXES and self._keeps_rank(node, slot, len(axes)) else None
                 if passed is not None and node.output[0] not in seen:

@@ -3,14 +3,37 @@
 import ast
 from collections.abc import Callable
 
+_LONGEST = 500
+"""Characters; a longer text is not read as an expression, since deep ones are more than the parser takes."""
+_NO_EXPRESSION = (SyntaxError, ValueError, ZeroDivisionError, RecursionError, MemoryError)
+
 
 def evaluate_size(expression: str, bind: Callable[[str], int]) -> int:
     """Compute a symbolic size such as ``past + seq`` or ``2*s0``; a name that is no expression is bound as it is."""
     try:
-        tree = ast.parse(expression, mode="eval").body
-        return _value(tree, bind)
-    except (SyntaxError, ValueError, ZeroDivisionError):
+        return _value(_tree(expression), bind)
+    except _NO_EXPRESSION:
         return bind(expression)
+
+
+def is_expression(text: str) -> bool:
+    """Whether a size is computed from others, or is a number."""
+    try:
+        _value(_tree(text), lambda name: 1)
+    except _NO_EXPRESSION:
+        return False
+    return True
+
+
+def _tree(text: str) -> ast.expr:
+    """Parse an expression.
+
+    Raises:
+        ValueError: It is too long.
+    """
+    if len(text) > _LONGEST:
+        raise ValueError("too long for an expression")
+    return ast.parse(text.strip(), mode="eval").body
 
 
 def _value(node: ast.expr, bind: Callable[[str], int]) -> int:
