@@ -1,5 +1,6 @@
 """Store the weights of layers as integers, in the operators that lose no time where the proof runs."""
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
@@ -70,10 +71,10 @@ class QuantizeWeights(Pass):
     4. A table that only look-ups read (Gather, Slice with computed bounds) is an embedding, and a weight, if it holds
        trained vectors that go into a layer. By their values: 16 columns or more (with fewer, scales for each row eat up
        what is saved, and coordinates, palettes and curves are of that kind); both signs; most of their power around
-       the columns' means, not in them (real embeddings have 0.00 to 0.12 of it in the means, sinusoids 0.42, grids of
-       coordinates 0.75); columns that do not all rise or fall from row to row; and columns of like scale, of which three in four
-       keep 10 dB in eight bits with a scale for each row. By their use: the rows reach a layer, a normalization, a
-       Softmax or a sum, or are the model's output as they are. What is only added to an output is data.
+       the columns' means, not in them (the means hold 0.00 to 0.12 of it in real embeddings, 0.42 in sinusoids, 0.75 in
+       grids of coordinates); columns that do not all rise or fall from row to row; and columns of like scale, three in
+       four of which keep 10 dB in eight bits with a scale for each row. By their use: the rows reach a layer, a
+       normalization, a Softmax or a sum, or are the output as they are. What is only added to an output is data.
 
     Refused: a weight that is computed from inputs, that the caller can override, that anything but a layer reads, that
     holds NaN or Inf, or that would not get smaller; and any other table, unless ``tables`` is all.
@@ -82,7 +83,8 @@ class QuantizeWeights(Pass):
     when the model is loaded; for a large matrix DequantizeLinear, where it is fused with the product (see ``forms``);
     for a table integers, from which Gather picks rows before they are scaled. The integers are the same in each form.
     Only DequantizeLinear needs a newer opset: 21 for blocks and for 4 and 16 bits, 25 for int2, and 19 is asked for
-    otherwise, the first that runs in ONNX's reference evaluator and has half-precision scales. Where a model cannot be
+    otherwise, the first that runs in ONNX's reference evaluator and has half-precision scales; auto asks for it where
+    most values of the model's weights are in matrices that it is fused with. Where a model cannot be
     raised it has one scale per channel from opset 13 and one per weight from 10.
 
     A demoted site takes steps: Cast and Mul instead of DequantizeLinear; the range of least squared error, and its bias
@@ -156,27 +158,39 @@ class QuantizeWeights(Pass):
             return 0
         if self.representation == "auto":
             lowest = lowest_opset(kind.name, kind.opset, Grouping(), "mul")
-            return max([lowest, *(self._fused_opset(view, weight) for weight in candidates)])
+            return max(lowest, self._fused_opset(view, candidates))
         down = max((min(view.demotions.get(view.site(u.layer), 0), 3) for w in candidates for u in w.uses), default=0)
         blocky = self.granularity == "block" or self.min_sqnr is not None or down > STEPS.index("blocks")
         finest = Grouping(0, self.block_size) if blocky else Grouping(0)
         wanted = 0 if self.representation == "mul" else BLOCK_OPSET if self.min_sqnr else PREFERRED_OPSET
         return max(wanted, lowest_opset(kind.name, kind.opset, finest, self.representation))
 
-    def _fused_opset(self, view: GraphView, weight: Weight) -> int:
-        """Return the opset that a weight's DequantizeLinear needs if it is to be fused with a product; else 0."""
+    def _fused_opset(self, view: GraphView, weights: list[Weight]) -> int:
+        """Return the opset for DequantizeLinears that are fused with products, if these have most values; else 0."""
+        opsets, fused, total = [0], 0, 0
+        for weight in weights:
+            shape = view.shape(weight.source) or ()
+            size = math.prod(each for each in shape if isinstance(each, int))
+            total += size
+            if opset := self._opset_to_fuse(view, weight):
+                opsets.append(opset)
+                fused += size
+        return max(opsets) if 2 * fused >= total else 0
+
+    def _opset_to_fuse(self, view: GraphView, weight: Weight) -> int:
+        """Return the opset for the DequantizeLinear of one weight that is to be fused; 0 if it cannot be."""
         values = view.array(weight.source)
         found = None if values is None else products(view, weight, values.dtype.name)
         if values is None or found is None or weight.summed_axis is None or self.granularity == "tensor":
             return 0
-        size = self.block_size if self.granularity == "block" else FAST_BLOCK
         grouping = Grouping(1 - weight.summed_axis)
         if self.granularity != "channel":
+            size = self.block_size if self.granularity == "block" else FAST_BLOCK
             grouping = blocks(values.shape, weight.summed_axis, size, True) or grouping
         kind = TYPES[self.dtype]
-        lowest = lowest_opset(kind.name, kind.opset, grouping, "dq")
-        fused = replace(found, opset=max(found.opset, lowest)).take(weight, values.shape, kind, grouping)
-        return max(PREFERRED_OPSET, lowest) if fused else 0
+        lowest = max(PREFERRED_OPSET, lowest_opset(kind.name, kind.opset, grouping, "dq"))
+        raised = replace(found, opset=max(found.opset, lowest))
+        return lowest if raised.take(weight, values.shape, kind, grouping) else 0
 
     def run(self, view: GraphView) -> PassResult:
         """Quantize weight by weight; a layer is rewritten if one of its weights is."""

@@ -189,11 +189,11 @@ def write(view: GraphView, weight: Weight, dtype: "np.dtype[np.generic]", choice
     words = []
     if choice.lookups:
         writer.write_rows(best, choice.lookups)
-        words.append("rows first, then Cast and Mul")
+        words.append("rows looked up as integers, then Cast and Mul")
     done = {id(lookup.node) for lookup in choice.lookups}
     if any(id(node) not in done for node in view.readers(weight.source)):
         ranks = (other_rank(view, use.layer, best) for use in weight.uses)
         rank = next((rank for rank in ranks if rank is not None), None)
         writer.write(best, choice.form, rank)
-        words.append("as Cast and Mul, folded at load")
-    return ", " + " and ".join(words)
+        words.append(f"{'elsewhere ' if words else ''}as Cast and Mul, folded at load")
+    return "".join(f", {each}" for each in words)

@@ -15,18 +15,14 @@ _FEWEST_ROWS = 16
 _SAMPLED_ROWS = 4096
 _MOST_NODES = 512
 _MOVING = (*MOVES, "Expand", "Tile", "Gather", "GatherElements", "GatherND", "Where", "Dropout")
-_CHOICES = frozenset(
-    "Shape Size TopK ArgMax ArgMin NonMaxSuppression NonZero Equal Less Greater LessOrEqual GreaterOrEqual RoiAlign "
-    "GridSample Resize Range OneHot IsNaN IsInf".split()
-)
-"""Operators that ask for a tensor's shape, choose by it, or use it as positions."""
-_LAYERS = frozenset(
-    "MatMul Gemm Conv ConvTranspose Einsum LSTM GRU RNN Attention Softmax LogSoftmax LayerNormalization "
-    "RMSNormalization GroupNormalization InstanceNormalization BatchNormalization LpNormalization "
-    "MeanVarianceNormalization ReduceSum ReduceMean ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp "
-    "GlobalAveragePool If Loop Scan".split()
-)
-"""What an embedding goes into: layers, normalizations, sums, and bodies that are not followed."""
+_CHOICES = ("Shape", "Size", "TopK", "ArgMax", "ArgMin", "NonMaxSuppression", "NonZero", "Equal", "Less", "Greater")
+_POSITIONS = ("LessOrEqual", "GreaterOrEqual", "RoiAlign", "GridSample", "Resize", "Range", "OneHot", "IsNaN", "IsInf")
+_PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Einsum", "LSTM", "GRU", "RNN", "Attention")
+_NORMS = ("LayerNormalization", "RMSNormalization", "GroupNormalization", "InstanceNormalization", "BatchNormalization")
+_MORE_NORMS = ("LpNormalization", "MeanVarianceNormalization", "Softmax", "LogSoftmax")
+_SUMS = ("ReduceSum", "ReduceMean", "ReduceL1", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp", "GlobalAveragePool")
+_BODIES = ("If", "Loop", "Scan")
+_LAYERS = (*_PRODUCTS, *_NORMS, *_MORE_NORMS, *_SUMS, *_BODIES)
 
 
 def why_no_embedding(view: GraphView, weight: Weight, values: NDArray[np.generic]) -> str | None:
@@ -91,7 +87,7 @@ def _why_no_input_of_a_layer(view: GraphView, weight: Weight) -> str | None:
         for reader in view.readers(tensor):
             if not is_op(reader, reader.op) or is_op(reader, *_LAYERS):
                 return None
-            if not is_op(reader, *_CHOICES):
+            if not is_op(reader, *_CHOICES, *_POSITIONS):
                 waiting += [(out, same and is_op(reader, *_MOVING)) for out in reader.outputs]
     if bare:
         return None
