@@ -1,6 +1,7 @@
 """Puts a quantized weight into the graph, in place of the float tensor that it stands for."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,6 @@ PREFERRED_OPSET = 19
 FP16_SCALE_OPSET = 19
 PER_AXIS_OPSET = 13
 BLOCK_OPSET = 21
-_RESHAPES = ("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Transpose")
 _CAST_OPSETS = {"int4": 21, "uint4": 21, "int3": 21, "uint3": 21, "int2": 25, "float8": 19}
 
 
@@ -30,6 +30,19 @@ def lowest_opset(kind: str, dequantize_opset: int, grouping: Grouping, form: Rep
     return max(dequantize_opset, axis)
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """A Gather or Slice that picks from a table.
+
+    Attributes:
+        node: The operator.
+        shape: What to reshape its result to, if the table's blocks have an axis of their own; 0 keeps a dimension.
+    """
+
+    node: gs.Node
+    shape: tuple[int, ...] | None = None
+
+
 class Writer:
     """Writes one quantized weight in place of the stored tensor ``source`` of graph ``home``, which is of ``dtype``."""
 
@@ -39,6 +52,7 @@ class Writer:
         self._near = home.nodes[0]
         self._name = str(source.name)
         self._dtype = dtype
+        self._stored: dict[tuple[str, tuple[int, ...]], gs.Constant] = {}
 
     def write(self, quantized: Quantized, form: Representation, rank: int | None = None) -> None:
         """Make the readers of the tensor read its quantized form; the float tensor stays only in the form ``qdq``.
@@ -56,6 +70,62 @@ class Writer:
         {"dq": self._dq, "qdq": self._qdq, "mul": self._mul}[form](quantized, last)
         if not same:
             self._add("Cast", [last], result, to=_onnx_type(self._dtype))
+
+    def write_products(self, quantized: Quantized, layers: Sequence[gs.Node], transposed: bool) -> None:
+        """Give each MatMul or Gemm a DequantizeLinear of its own, on shared integers, as input 1.
+
+        ``transposed`` stores the matrix the other way round, so that neither a Transpose nor a Gemm has to turn it.
+        """
+        quantized = _turned(quantized) if transposed else quantized
+        inputs = [self._constant("q", quantized.levels), *self._parameters(quantized)]
+        for layer in layers:
+            result = self._view.edit.variable(f"{self._name}_d")
+            node = self._view.edit.add_node(layer, "DequantizeLinear", inputs, [result], _axis(quantized.grouping))
+            node.name = ""
+            self._view.edit.set_input(layer, 1, result)
+            if transposed:
+                layer.attrs.pop("transB", None)
+
+    def write_rows(self, quantized: Quantized, lookups: Sequence[Lookup]) -> None:
+        """Let look-ups pick integers and scales, and multiply what they picked.
+
+        The table stays small in memory, and only the picked rows are computed. ONNX Runtime cannot pick from types of
+        fewer than 8 bits: these are cast to 8 bits, which it does once, when it loads the model.
+        """
+        levels, scale, zero = broadcastable(quantized)
+        table: gs.Tensor = self._constant("q", levels)
+        if quantized.affine.kind.stored_bits < np.dtype(np.int8).itemsize * 8:
+            wide = np.dtype(np.int8 if quantized.affine.kind.signed else np.uint8)
+            packed, table = table, self._view.edit.variable(f"{self._name}_qw")
+            self._add("Cast", [packed], table, to=_onnx_type(wide))
+        stored_scale = self._constant("s", scale)
+        stored_zero = None if zero is None else self._constant("z", zero)
+        for lookup in lookups:
+            self._pick(lookup, table, stored_scale, stored_zero)
+
+    def _pick(self, lookup: Lookup, table: gs.Tensor, scale: gs.Constant, zero: gs.Constant | None) -> None:
+        """Replace one Gather or Slice: what it picked is cast, shifted and scaled."""
+        edit, node, out = self._view.edit, lookup.node, lookup.node.outputs[0]
+        where, attrs, real = list(node.inputs)[1:], dict(node.attrs), _onnx_type(scale.dtype)
+        edit.remove([node])
+        same = scale.dtype == self._dtype
+
+        def add(op: str, inputs: list[gs.Tensor], last: bool = False, **more: Any) -> gs.Tensor:
+            result = out if last else edit.variable(f"{out.name}_r")
+            edit.add_node(node, op, inputs, [result], more).name = ""
+            return result
+
+        def picked(tensor: gs.Tensor) -> gs.Tensor:
+            return tensor if tensor.shape == () else add(node.op, [tensor, *where], **attrs)
+
+        rows = add("Cast", [picked(table)], to=real)
+        if zero is not None:
+            rows = add("Sub", [rows, add("Cast", [picked(zero)], to=real)])
+        rows = add("Mul", [rows, picked(scale)], last=same and lookup.shape is None)
+        if lookup.shape is not None:
+            rows = add("Reshape", [rows, self._constant("h", np.array(lookup.shape, np.int64))], last=same)
+        if not same:
+            add("Cast", [rows], last=True, to=_onnx_type(self._dtype))
 
     def _result(self, form: Representation) -> gs.Tensor:
         """Return the tensor that readers are to read, and free it from what produced it."""
@@ -90,26 +160,12 @@ class Writer:
         self._add("DequantizeLinear", [levels, *parameters], out, **_axis(quantized.grouping))
 
     def _mul(self, quantized: Quantized, out: gs.Tensor) -> None:
-        """Integers, Cast and Mul, with Sub before it if there is a zero point; blocks get an axis of their own.
-
-        Not if one block fills the axis: OpenVINO 2026.4 could not load it as float8.
-        """
-        shape, grouping = quantized.levels.shape, quantized.grouping
-        levels, scale, zero = quantized.levels, quantized.scale, quantized.zero_point
-        if grouping.axis is not None and grouping.block == shape[grouping.axis]:
-            pass
-        elif grouping.axis is not None and grouping.block is not None:
-            axis = grouping.axis + 1
-            levels = levels.reshape(*shape[: grouping.axis], -1, grouping.block, *shape[axis:])
-            scale = np.expand_dims(scale, axis)
-            zero = None if zero is None else np.expand_dims(zero, axis)
-        elif grouping.axis is not None:
-            ends = [-1 if axis == grouping.axis else 1 for axis in range(len(shape))]
-            scale, zero = scale.reshape(ends), None if zero is None else zero.reshape(ends)
+        """Integers, Cast and Mul, with Sub before it if there is a zero point; blocks get an axis of their own."""
+        shape = quantized.levels.shape
+        levels, scale, zero = broadcastable(quantized)
         real = self._cast("q", levels, scale.dtype)
         if zero is not None:
-            even = zero.reshape(-1)[0] if (zero == zero.reshape(-1)[0]).all() else None
-            shift = self._cast("z", zero if even is None else np.asarray(even), scale.dtype)
+            shift = self._cast("z", zero, scale.dtype)
             centred = self._view.edit.variable(f"{self._name}_c")
             self._add("Sub", [real, shift], centred)
             real = centred
@@ -128,12 +184,48 @@ class Writer:
         scale = self._constant("s", quantized.scale)
         return [scale] if quantized.zero_point is None else [scale, self._constant("z", quantized.zero_point)]
 
-    def _constant(self, suffix: str, values: NDArray[Any]) -> gs.Tensor:
-        return self._view.edit.constant(f"{self._name}_{suffix}", values)
+    def _constant(self, suffix: str, values: NDArray[Any]) -> gs.Constant:
+        """Store values, once for all who ask for them in this shape."""
+        key = (suffix, values.shape)
+        if key not in self._stored:
+            self._stored[key] = self._view.edit.constant(f"{self._name}_{suffix}", values)
+        return self._stored[key]
 
     def _add(self, op: str, inputs: list[gs.Tensor], output: gs.Tensor, **attrs: int) -> None:
         """Add a node without a name, which in a small net would be a percent of the file; its output is named."""
         self._view.edit.add_node(self._near, op, inputs, [output], attrs).name = ""
+
+
+def broadcastable(quantized: Quantized) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    """Return levels, scales and zero points in shapes that broadcast; blocks get an axis of their own.
+
+    Not if one block fills the axis: OpenVINO 2026.4 could not load it as float8. Equal zero points become one.
+    """
+    shape, grouping = quantized.levels.shape, quantized.grouping
+    levels, scale, zero = quantized.levels, quantized.scale, quantized.zero_point
+    if zero is not None and (zero == zero.reshape(-1)[0]).all():
+        zero = np.asarray(zero.reshape(-1)[0])
+    if grouping.axis is None or grouping.block == shape[grouping.axis]:
+        return levels, scale, zero
+    if grouping.block is not None:
+        axis = grouping.axis + 1
+        levels = levels.reshape(*shape[: grouping.axis], -1, grouping.block, *shape[axis:])
+        split = np.expand_dims(scale, axis)
+        return levels, split, zero if zero is None or not zero.ndim else np.expand_dims(zero, axis)
+    ends = [-1 if axis == grouping.axis else 1 for axis in range(len(shape))]
+    return levels, scale.reshape(ends), zero if zero is None or not zero.ndim else zero.reshape(ends)
+
+
+def _turned(quantized: Quantized) -> Quantized:
+    """Transpose a matrix with its scales and zero points."""
+    zero, axis = quantized.zero_point, quantized.grouping.axis
+    return replace(
+        quantized,
+        levels=np.ascontiguousarray(quantized.levels.T),
+        scale=np.ascontiguousarray(quantized.scale.T),
+        zero_point=None if zero is None else np.ascontiguousarray(zero.T),
+        grouping=replace(quantized.grouping, axis=None if axis is None else 1 - axis),
+    )
 
 
 def _of_rank(quantized: Quantized, rank: int) -> Quantized:
@@ -166,48 +258,6 @@ def _onnx_type(dtype: "np.dtype[Any]") -> int:
 def overhead(name: str) -> int:
     """Return about how many bytes of graph a quantized weight of this name takes over the float one."""
     return 80 + 5 * len(name.encode())
-
-
-def other_rank(view: GraphView, layer: gs.Node, quantized: Quantized) -> int | None:
-    """Return the rank to store a weight's integers in where runtimes do not bear its own; None if they do."""
-    shape = quantized.levels.shape
-    if _turns_into_a_matrix_product(view, layer, shape):
-        return 2
-    return 3 if _is_misread(layer, quantized) else None
-
-
-def _is_misread(layer: gs.Node, quantized: Quantized) -> bool:
-    """Whether ONNX Runtime (1.32), optimizing, would compute something else: with int2 that do not fill whole bytes.
-
-    It makes MatMulNBits of a DequantizeLinear before a matrix product, and packs rows anew as if they began on a byte.
-    """
-    shape = quantized.levels.shape
-    return (
-        quantized.affine.kind.bits == 2
-        and len(shape) == 2
-        and shape[1] % 4 != 0
-        and is_op(layer, "MatMul", "Gemm")
-        and not layer.attrs.get("transB", 0)
-    )
-
-
-def _turns_into_a_matrix_product(view: GraphView, layer: gs.Node, shape: tuple[int, ...]) -> bool:
-    """Whether OpenVINO (2026.4) could not load this layer if its weight of this shape were integers of the same shape.
-
-    It turns a convolution with a kernel of 1 x 1 into a matrix product where a Split comes before it and its output is
-    reshaped, as in the attention of YOLO 11, and fails at the Split; a Reshape behind the integers keeps it from that.
-    """
-    if len(shape) != 4 or shape[2:] != (1, 1) or not is_op(layer, "Conv") or layer.attrs.get("group", 1) != 1:
-        return False
-    before = view.producer(layer.inputs[0])
-    while before is not None and is_op(before, "Identity", *_RESHAPES):
-        before = view.producer(before.inputs[0])
-    if before is None or sum(bool(out.name) for out in before.outputs) < 2:
-        return False
-    behind = view.readers(layer.outputs[0])
-    while len(behind) == 1 and is_op(behind[0], "Identity", "Add"):
-        behind = view.readers(behind[0].outputs[0])
-    return any(is_op(node, *_RESHAPES) for node in behind)
 
 
 def is_dequantized(view: GraphView, tensor: gs.Tensor) -> bool:

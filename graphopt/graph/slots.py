@@ -78,7 +78,7 @@ def _matmul(view: GraphView, node: gs.Node) -> list[WeightSlot]:
 def _gather(view: GraphView, node: gs.Node) -> list[WeightSlot]:
     """Gather: a table, of which rows along ``axis`` are picked; nothing is summed, blocks run along the last axis."""
     axis, rank = _integer(node, "axis", 0), rank_of(view, node.inputs[0])
-    if axis is None or rank is None or rank < 2:
+    if axis is None or rank is None or rank < 2 or _picks_scales(view, node):
         return []
     axis %= rank
     return [WeightSlot(0, axis, rank - 1 if axis != rank - 1 else 0)]
@@ -88,13 +88,48 @@ def _slice(view: GraphView, node: gs.Node) -> list[WeightSlot]:
     """Slice with computed bounds: a table, of which as many rows are taken as the sequence is long."""
     rank = rank_of(view, node.inputs[0])
     bounds = [view.array(tensor) for tensor in node.inputs[1:] if tensor.name]
-    if rank is None or rank < 2 or all(bound is not None for bound in bounds):
+    if rank is None or rank < 2 or all(bound is not None for bound in bounds) or _picks_scales(view, node):
         return []
     axes = view.array(node.inputs[3]) if len(node.inputs) > 3 and node.inputs[3].name else None
     if axes is None or axes.size != 1:
         return [WeightSlot(0)]
     axis = int(axes.reshape(-1)[0]) % rank
     return [WeightSlot(0, axis, rank - 1 if axis != rank - 1 else 0)]
+
+
+def scaled_rows(view: GraphView, node: gs.Node) -> gs.Node | None:
+    """Return the Mul behind a Gather or Slice that picks integers, casts and scales them; None if it does not."""
+    behind = view.readers(node.outputs[0])
+    while len(behind) == 1 and is_op(behind[0], "Cast", "Sub"):
+        behind = view.readers(behind[0].outputs[0])
+    if len(behind) != 1 or not is_op(behind[0], "Mul") or _is_float_table(view, node.inputs[0]):
+        return None
+    return behind[0]
+
+
+def _picks_scales(view: GraphView, node: gs.Node) -> bool:
+    """Whether a Gather or Slice picks the scales of integer rows that another picks with the same inputs."""
+    behind = view.readers(node.outputs[0])
+    if len(behind) != 1 or not is_op(behind[0], "Mul"):
+        return False
+    twins = [twin for tensor in node.inputs[1:2] for twin in view.readers(tensor) if twin is not node]
+    same = (twin for twin in twins if is_op(twin, node.op) and _reads_alike(twin, node))
+    return any(scaled_rows(view, twin) is behind[0] for twin in same)
+
+
+def _reads_alike(one: gs.Node, other: gs.Node) -> bool:
+    """Whether two nodes read the same tensors behind their first input."""
+    rest = list(one.inputs)[1:], list(other.inputs)[1:]
+    return len(rest[0]) == len(rest[1]) and all(
+        left is right or not (left.name or right.name) for left, right in zip(*rest, strict=True)
+    )
+
+
+def _is_float_table(view: GraphView, tensor: gs.Tensor) -> bool:
+    """Whether a table is not made of stored integers, as they are or cast from narrower ones."""
+    cast = view.producer(tensor, "Cast")
+    values = view.array(cast.inputs[0] if cast is not None else tensor)
+    return values is None or values.dtype.name.startswith(("float", "bfloat"))
 
 
 def _recurrent(view: GraphView, node: gs.Node) -> list[WeightSlot]:

@@ -20,6 +20,7 @@ from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
 MOVES = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Slice", "Split", "Concat", "Cast")
+LOOKUPS = ("Gather", "Slice")
 _FLOATS = ("float32", "float16", "float64", "bfloat16")
 
 
@@ -46,11 +47,16 @@ class Weight:
         """The axis that every use has its channels on; None if they disagree.
 
         OpenVINO 2026.4 misreads scales along any other axis of a MatMul's weight, and along any axis but the first of a
-        table that Gather reads.
+        table that a Gather reads which does not pick from the integers.
         """
+        axis = self.common_axis
+        return None if axis and any(use.layer.op in LOOKUPS for use in self.uses) else axis
+
+    @property
+    def common_axis(self) -> int | None:
+        """The axis that every use has its channels on, look-ups among them; None if they disagree."""
         axes = {use.channel for use in self.uses}
-        axis = axes.pop() if len(axes) == 1 else None
-        return None if axis and any(use.layer.op in ("Gather", "Slice") for use in self.uses) else axis
+        return axes.pop() if len(axes) == 1 else None
 
     @property
     def summed_axis(self) -> int | None:

@@ -6,8 +6,8 @@ from dataclasses import replace
 from graphopt.numerics.grouping import Grouping
 from graphopt.numerics.quantization import TYPES, Affine, Array, Quantized, Range, quantize
 
-_MORE_BITS = {"int2": "int4", "int3": "int4", "int4": "int8", "int8": "int16", "float8": "int16"}
-_MORE_BITS |= {"uint3": "uint4", "uint4": "uint8", "uint8": "uint16"}
+MORE_BITS = {"int2": "int4", "int3": "int4", "int4": "int8", "int8": "int16", "float8": "int16"}
+MORE_BITS |= {"uint3": "uint4", "uint4": "uint8", "uint8": "uint16"}
 _FINEST_BLOCK = 16
 
 
@@ -35,6 +35,15 @@ def _is_bearable(block: int, shape: tuple[int, ...], length: int) -> bool:
     return block % 4 == 0 and (block <= 32 or block % 32 == 0)
 
 
+def finer(shape: tuple[int, ...], axis: int | None, first: Grouping, product: bool = False) -> Grouping | None:
+    """Return blocks of at most 32 values along ``axis`` that are finer than ``first``, or else of 16; None if none are.
+
+    ``product`` is as in ``blocks``.
+    """
+    tries = (blocks(shape, axis, size, product) for size in (2 * _FINEST_BLOCK, _FINEST_BLOCK))
+    return next((each for each in tries if each is not None and each.count(shape) > first.count(shape)), None)
+
+
 def ladder(
     affine: Affine, first: Grouping, shape: tuple[int, ...], summed: int | None, product: bool = False
 ) -> Iterator[tuple[Affine, Grouping]]:
@@ -49,12 +58,12 @@ def ladder(
         size = 128 if first.block is None else first.block // 2
         seen = {first}
         while size >= _FINEST_BLOCK:
-            finer = blocks(shape, summed, size, product)
-            if finer is not None and finer not in seen and finer.count(shape) > first.count(shape):
-                seen.add(finer)
-                yield wide, finer
+            smaller = blocks(shape, summed, size, product)
+            if smaller is not None and smaller not in seen and smaller.count(shape) > first.count(shape):
+                seen.add(smaller)
+                yield wide, smaller
             size //= 2
-        kind = _MORE_BITS.get(kind)
+        kind = MORE_BITS.get(kind)
 
 
 def climb(

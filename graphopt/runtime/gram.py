@@ -34,13 +34,14 @@ class Seen:
         layer: The layer, with its float parameters.
         moments: Of its inputs with the layers before it quantized, and of its outputs in float, less its bias: of four
             samples in five, and of the others.
-        rehearsal: The float model, in which layers that are done compute what their quantized forms will.
+        rehearsal: The float model, in which layers that are done compute what their quantized forms will; None if no
+            layer learns from those before it.
         fit: Whether the data are enough, and worth it, to learn weights from.
     """
 
     layer: LinearLayer
     moments: tuple[Moments, Moments]
-    rehearsal: "_Rehearsal"
+    rehearsal: "_Rehearsal | None"
     fit: bool
 
     def finish(
@@ -60,7 +61,8 @@ class Seen:
         real = self._matrix(dequantize(quantized)) * self._factor
         if bias is not None and corrected:
             bias, how = bias + corrected_bias(total, real), f"{how} with its bias corrected"
-        self.rehearsal.take_over(view.site(self.layer.node), real, bias)
+        if self.rehearsal is not None:
+            self.rehearsal.take_over(view.site(self.layer.node), real, bias)
         if corrected:
             self.layer.write(view, None, bias)
         return quantized, how
@@ -181,12 +183,28 @@ def look(view: GraphView, nodes: list[gs.Node], data: Data, samples: int, square
     place = {id(node): index for index, node in enumerate(view.model.graph.nodes)}
     layers = [layer for node in nodes if (layer := _readable(view, node)) is not None]
     layers.sort(key=lambda layer: place[id(layer.node)])
-    learns = squares and not data.generated and min(data.size, samples) >= HELD_OUT
+    if not squares:
+        yield from _means(view, layers, data, samples)
+        return
+    learns = not data.generated and min(data.size, samples) >= HELD_OUT
     rehearsal = _Rehearsal(view.model.copy(), learns)
     for stage in _stages(layers, squares, _STAGES if learns else 1):
         for layer, moments in zip(stage, rehearsal.watch(stage, data, samples, squares), strict=True):
             if moments[0].rows or moments[1].rows:
                 yield Seen(layer, moments, rehearsal, learns)
+
+
+def _means(view: GraphView, layers: list[LinearLayer], data: Data, samples: int) -> Iterator[Seen]:
+    """Yield the means of what layers see in float; one run serves all replays, which keep them in the view's memory."""
+    kept: dict[str, tuple[Moments, Moments]] = view.memory.setdefault(f"means of {samples} samples", {})
+    missing = [layer for layer in layers if view.site(layer.node) not in kept]
+    if missing:
+        found = _Rehearsal(view.model.copy(), False).watch(missing, data, samples, False)
+        kept |= {view.site(layer.node): moments for layer, moments in zip(missing, found, strict=True)}
+    for layer in layers:
+        moments = kept[view.site(layer.node)]
+        if moments[0].rows or moments[1].rows:
+            yield Seen(layer, moments, None, False)
 
 
 def _stages(layers: list[LinearLayer], squares: bool, count: int) -> Iterator[list[LinearLayer]]:

@@ -33,7 +33,9 @@ def loop(given_back: str, body: str = "", start: str = "w", more: str = "", opse
 )
 def test_weight_that_a_loop_hands_on(given_back: str, body: str) -> None:
     before = loop(given_back, body)
-    after = assert_rewrites(QuantizeWeights(), before, ops={"DequantizeLinear": 1, "Loop": 1}, rewritten=1)
+    after = assert_rewrites(
+        QuantizeWeights(representation="dq"), before, ops={"DequantizeLinear": 1, "Loop": 1}, rewritten=1
+    )
     assert after.ByteSize() < 0.6 * before.ByteSize()
     assert [len(each.dims) for each in after.graph.initializer if each.name == "w_s"] == [1], "one scale per channel"
 
@@ -47,7 +49,7 @@ def test_weight_that_a_loop_hands_on(given_back: str, body: str) -> None:
     ids=["a state that changes", "and comes through Identity"],
 )
 def test_state_that_changes_is_no_weight(case: onnx.ModelProto) -> None:
-    assert not assert_untouched(QuantizeWeights(), case).skipped
+    assert not assert_untouched(QuantizeWeights(representation="dq"), case).skipped
 
 
 def test_weight_that_is_also_the_start_of_a_state() -> None:
@@ -55,7 +57,7 @@ def test_weight_that_is_also_the_start_of_a_state() -> None:
         n = Constant<value = int64 {3}>()
         y, kept = Loop(n, , w, w) <body = b (int64 i, bool c, float[24,24] h, float[24,24] v)
             => (bool d, float[24,24] k, float[24,24] v) { d = Identity(c) m = MatMul(h, v) k = Add(m, x) }> }"""
-    assert_skips(QuantizeWeights(), model(text, 19, w=draw(24, 24)), "'w' is also read by Loop 'y'")
+    assert_skips(QuantizeWeights(representation="dq"), model(text, 19, w=draw(24, 24)), "'w' is also read by Loop 'y'")
 
 
 def test_what_the_loop_gives_out_counts_as_reading() -> None:
@@ -65,7 +67,7 @@ def test_what_the_loop_gives_out_counts_as_reading() -> None:
             => (bool d, float[2,24] k, float[24,24] v) { d = Identity(c) k = MatMul(h, v) }>
         z = Add(y, kept) }"""
     proto = model(text.replace("[2,24]", "[24,24]"), 19, w=draw(24, 24))
-    assert_skips(QuantizeWeights(), proto, "'kept' is also read by Add 'z'")
+    assert_skips(QuantizeWeights(representation="dq"), proto, "'kept' is also read by Add 'z'")
 
 
 def test_static_quantization_leaves_a_loop_alone() -> None:
@@ -78,14 +80,16 @@ FUNCTION = """ <domain: "local", opset_import: ["" : 19]> dense (a, v) => (b) { 
 def test_weights_that_are_arguments_of_a_function() -> None:
     text = f"""g (float[2,24] x) => (float[2,16] y) {{ z = local.dense(x, w) y = local.dense(z, u) }} {FUNCTION}"""
     before = model(text, 19, w=draw(24, 32), u=draw(32, 16, seed=1))
-    after = assert_rewrites(QuantizeWeights(), before, ops={"DequantizeLinear": 2, "dense": 2}, rewritten=1)
+    after = assert_rewrites(
+        QuantizeWeights(representation="dq"), before, ops={"DequantizeLinear": 2, "dense": 2}, rewritten=1
+    )
     assert after.ByteSize() < 0.5 * before.ByteSize()
 
 
 def test_argument_that_one_call_computes() -> None:
     text = f"""g (float[24,24] x) => (float[24,24] y) {{ z = local.dense(x, w) y = local.dense(z, x) }} {FUNCTION}"""
     proto = model(text, 19, w=draw(24, 24))
-    assert_untouched(QuantizeWeights(), proto)
+    assert_untouched(QuantizeWeights(representation="dq"), proto)
 
 
 WEIGHT_NORM = """n = ReduceL2<axes = [1, 2], keepdims = 1>(v) u = Div(v, n) w = Mul(u, g)"""
@@ -99,7 +103,9 @@ def convolution(weight: str, more: str = "", outputs: str = "float[N,16,10] y", 
 
 def test_weight_that_is_arithmetic_on_constants() -> None:
     before = convolution(WEIGHT_NORM)
-    after = assert_rewrites(QuantizeWeights(), before, ops={"DequantizeLinear": 1, "Conv": 1}, rewritten=1)
+    after = assert_rewrites(
+        QuantizeWeights(representation="dq"), before, ops={"DequantizeLinear": 1, "Conv": 1}, rewritten=1
+    )
     assert {each.name for each in after.graph.initializer} == {"w_q", "w_s"}
     assert after.ByteSize() < before.ByteSize()
 
@@ -109,13 +115,15 @@ def test_computed_weight_in_a_subgraph() -> None:
         y = If(c) <then_branch = t () => (float[2,16,10] a) {{ {WEIGHT_NORM} a = Conv(x, w) }},
                    else_branch = e () => (float[2,16,10] b) {{ b = Neg(z) }}> }}"""
     feeds = {"x": draw(2, 8, 12), "z": draw(2, 16, 10), "c": np.array(True)}
-    after = assert_rewrites(QuantizeWeights(), model(text, 17, **VALUES), ops={"If": 1}, feeds=feeds, rewritten=1)
+    after = assert_rewrites(
+        QuantizeWeights(representation="dq"), model(text, 17, **VALUES), ops={"If": 1}, feeds=feeds, rewritten=1
+    )
     assert not {"v", "g"} & {each.name for each in after.graph.initializer}
 
 
 def test_constant_that_others_read_too_is_not_saved() -> None:
     proto = convolution(WEIGHT_NORM, "y2 = Conv(x, v) z = Add(y, y2)", "float[N,16,10] z")
-    _, result = run_alone(QuantizeWeights(), proto)
+    _, result = run_alone(QuantizeWeights(representation="dq"), proto)
     assert not result.rewritten
     assert {told.site: told.reason for told in result.skipped} == {
         "y": "'w' is computed from 64 bytes of constants",
@@ -138,7 +146,7 @@ def test_constant_that_others_read_too_is_not_saved() -> None:
     ids=["read in between", "is an output", "random", "small where it is stored", "not finite"],
 )
 def test_refuses_computed_weights(proto: onnx.ModelProto, reason: str) -> None:
-    assert_skips(QuantizeWeights(), proto, reason)
+    assert_skips(QuantizeWeights(representation="dq"), proto, reason)
 
 
 @pytest.mark.parametrize("shape", [(64, 12), (1, 64, 12)], ids=["rows", "with a batch axis"])
@@ -149,7 +157,10 @@ def test_table_that_is_sliced_as_long_as_the_input(shape: tuple[int, ...]) -> No
         axes = Constant<value_ints = [{axis}]>() p = Slice(table, zero, length, axes) y = Add(x, p) }}"""
     before = model(text, 17, table=draw(*shape))
     after = assert_rewrites(
-        QuantizeWeights(), before, ops={"Shape": 1, "DequantizeLinear": 1, "Slice": 1, "Add": 1}, rewritten=1
+        QuantizeWeights(representation="dq", tables="all"),
+        before,
+        ops={"Shape": 1, "DequantizeLinear": 1, "Slice": 1, "Add": 1},
+        rewritten=1,
     )
     scale = next(each for each in after.graph.initializer if each.name == "table_s")
     assert list(scale.dims) == ([64] if axis == 0 else [])
@@ -158,6 +169,6 @@ def test_table_that_is_sliced_as_long_as_the_input(shape: tuple[int, ...]) -> No
 def test_slice_of_an_activation_is_no_site() -> None:
     text = """g (float[B,T,12] x, int64[1] n) => (float[B,U,12] y) { zero = Constant<value_ints = [0]>()
         axes = Constant<value_ints = [1]>() y = Slice(x, zero, n, axes) }"""
-    _, result = run_alone(QuantizeWeights(), model(text, 17))
+    _, result = run_alone(QuantizeWeights(representation="dq"), model(text, 17))
     assert not result.rewritten
     assert not result.skipped

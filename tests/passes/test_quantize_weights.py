@@ -169,7 +169,9 @@ def test_writes_the_definition(case: str) -> None:
     before = model(text, w=weight)
     ops = {node.op_type: 1 for node in before.graph.node if node.op_type != "Constant"}
     ops |= {"Identity": 2} if "twice" in case else {}
-    after = assert_rewrites(QuantizeWeights(), before, ops={**ops, "DequantizeLinear": 1}, rewritten=1)
+    after = assert_rewrites(
+        QuantizeWeights(representation="dq"), before, ops={**ops, "DequantizeLinear": 1}, rewritten=1
+    )
     levels, scales = expected_int8(weight, axis)
     stored = initializers(after)
     assert "w" not in stored
@@ -198,7 +200,9 @@ def test_recurrent_layers_have_two_weights(kind: str) -> None:
         {outputs} = {op}<hidden_size=16, direction="bidirectional">(x, w, r) }}"""
     w, r = draw(2, gates * 16, 24) * 0.2, draw(2, gates * 16, 16, seed=1) * 0.2
     before = model(text, w=w, r=r)
-    after = assert_rewrites(QuantizeWeights(), before, ops={op: 1, "DequantizeLinear": 2}, rewritten=1)
+    after = assert_rewrites(
+        QuantizeWeights(representation="dq"), before, ops={op: 1, "DequantizeLinear": 2}, rewritten=1
+    )
     for name, weight in (("w", w), ("r", r)):
         levels, scales = expected_int8(weight, 1)
         np.testing.assert_array_equal(initializers(after)[f"{name}_q"], levels)
@@ -213,7 +217,9 @@ def test_tied_weights_stay_tied() -> None:
         y = MatMul(e, t) }"""
     weight = draw(24, 32)
     after = assert_rewrites(
-        QuantizeWeights(), model(text, w=weight), ops={"Gather": 1, "Transpose": 1, "MatMul": 1, "DequantizeLinear": 1}
+        QuantizeWeights(representation="dq"),
+        model(text, w=weight),
+        ops={"Gather": 1, "Transpose": 1, "MatMul": 1, "DequantizeLinear": 1},
     )
     np.testing.assert_array_equal(initializers(after)["w_s"], expected_int8(weight, 0)[1])
     assert_agree(after, {"i": np.array([[0, 5, 23], [1, 2, 3]])}, 1e-5)
@@ -225,7 +231,10 @@ def test_tied_weights_of_different_axes_have_one_scale() -> None:
         z = Gemm<transB=1>(x, w) }"""
     weight = draw(24, 24)
     after = assert_rewrites(
-        QuantizeWeights(), model(text, w=weight), ops={"MatMul": 1, "Gemm": 1, "DequantizeLinear": 1}, rewritten=2
+        QuantizeWeights(representation="dq"),
+        model(text, w=weight),
+        ops={"MatMul": 1, "Gemm": 1, "DequantizeLinear": 1},
+        rewritten=2,
     )
     np.testing.assert_array_equal(initializers(after)["w_s"], expected_int8(weight, None)[1])
 
@@ -233,7 +242,9 @@ def test_tied_weights_of_different_axes_have_one_scale() -> None:
 def test_shape_of_a_weight_may_be_asked() -> None:
     text = "g (float[2,24] x) => (float[2,24] y, int64[2] s) { y = MatMul(x, w) s = Shape(w) }"
     before = model(text, w=draw(24, 24))
-    after = assert_rewrites(QuantizeWeights(), before, ops={"MatMul": 1, "Shape": 1, "DequantizeLinear": 1})
+    after = assert_rewrites(
+        QuantizeWeights(representation="dq"), before, ops={"MatMul": 1, "Shape": 1, "DequantizeLinear": 1}
+    )
     assert_agree(after, random_feeds(before, 1), 1e-5)
 
 
@@ -244,7 +255,7 @@ def test_weight_put_together_from_several() -> None:
         y = MatMul(x, t) }"""
     w1, w2 = draw(12, 32), draw(12, 32, seed=1)
     after = assert_rewrites(
-        QuantizeWeights(),
+        QuantizeWeights(representation="dq"),
         model(text, w1=w1, w2=w2),
         ops={"Concat": 1, "Transpose": 1, "MatMul": 1, "DequantizeLinear": 2},
         rewritten=1,
@@ -257,7 +268,7 @@ def test_weight_in_a_constant_node() -> None:
     before = model("g (float[2,24] x) => (float[2,24] y) { y = MatMul(x, w) }", w=draw(24, 24))
     constant = onnx.helper.make_node("Constant", [], ["w"], value=before.graph.initializer.pop())
     before.graph.node.insert(0, constant)
-    after = assert_rewrites(QuantizeWeights(), before, ops={"MatMul": 1, "DequantizeLinear": 1})
+    after = assert_rewrites(QuantizeWeights(representation="dq"), before, ops={"MatMul": 1, "DequantizeLinear": 1})
     assert not [node for node in after.graph.node if node.op_type == "Constant"]
     assert after.ByteSize() < before.ByteSize()
     assert_agree(after, random_feeds(before, 1), 1e-5)
@@ -276,7 +287,7 @@ def test_layers_in_subgraphs(case: str) -> None:
         y = If(c) <then_branch = t () => (float[2,24] a) {"<" + inner + ">" if inner else ""} {{ a = MatMul(x, w) }},
                    else_branch = e () => (float[2,24] b) {{ b = Relu(x) }}> }}"""
     before = model(text, **({"w": draw(24, 24)} if outer else {}))
-    after, result = run_alone(QuantizeWeights(), before)
+    after, result = run_alone(QuantizeWeights(representation="dq"), before)
     assert [done.site for done in result.rewritten] == ["a"]
     assert after.ByteSize() < before.ByteSize()
     for condition in (True, False):
@@ -293,7 +304,7 @@ def test_layer_in_a_local_function() -> None:
             w = Constant<value = float[24,24] {{{values}}}>()
             y = MatMul(x, w) }}"""
     before = model(text)
-    after, result = run_alone(QuantizeWeights(), before)
+    after, result = run_alone(QuantizeWeights(representation="dq"), before)
     assert len(result.rewritten) == 1
     assert after.ByteSize() < before.ByteSize()
     feeds = {"x": draw(2, 24, seed=3)}
@@ -307,7 +318,7 @@ def test_other_opsets(opset: int) -> None:
     weight = draw(8, 6, 3, 3)
     text = "g (float[2,6,9,9] x) => (float[2,8,7,7] y) { y = Conv(x, w) }"
     before = model(text, opset=opset, ir_version={13: 7, 17: 8, 21: 10, 25: 13}[opset], w=weight)
-    after = assert_rewrites(QuantizeWeights(), before, ops={"Conv": 1, "DequantizeLinear": 1})
+    after = assert_rewrites(QuantizeWeights(representation="dq"), before, ops={"Conv": 1, "DequantizeLinear": 1})
     np.testing.assert_array_equal(initializers(after)["w_s"], expected_int8(weight, 0)[1])
     results = Session(after).run(random_feeds(before, 1))
     assert results["y"].shape == (2, 8, 7, 7)
@@ -317,7 +328,7 @@ def test_other_opsets(opset: int) -> None:
 def test_one_scale_below_opset_13(opset: int) -> None:
     weight = draw(8, 6, 3, 3)
     before = model("g (float[2,6,9,9] x) => (float[2,8,7,7] y) { y = Conv(x, w) }", opset=opset, ir_version=5, w=weight)
-    after = assert_rewrites(QuantizeWeights(), before, ops={"Conv": 1, "DequantizeLinear": 1})
+    after = assert_rewrites(QuantizeWeights(representation="dq"), before, ops={"Conv": 1, "DequantizeLinear": 1})
     np.testing.assert_array_equal(initializers(after)["w_q"], expected_int8(weight, None)[0])
     assert_agree(after, random_feeds(before, 1), 1e-5)
 
@@ -327,16 +338,23 @@ def test_half_precision(opset: int, ops: dict[str, int]) -> None:
     weight = draw(24, 24, dtype=np.float16)
     text = "g (float16[2,24] x) => (float16[2,24] y) { y = MatMul(x, w) }"
     before = model(text, opset=opset, ir_version=9, w=weight)
-    after = assert_rewrites(QuantizeWeights(), before, ops={"MatMul": 1, "DequantizeLinear": 1, **ops})
+    after = assert_rewrites(
+        QuantizeWeights(representation="dq"), before, ops={"MatMul": 1, "DequantizeLinear": 1, **ops}
+    )
     assert initializers(after)["w_s"].dtype == (np.float32 if ops else np.float16)
     assert_agree(after, random_feeds(before, 1), 3e-3)
 
 
 def test_asks_for_the_opset_that_runs_everywhere() -> None:
     text = "g (float[2,24] x) => (float[2,24] y) { y = MatMul(x, w) }"
-    assert QuantizeWeights().required_opset(GraphView(from_proto(model(text, opset=11, w=draw(24, 24))))) == 19
+    assert (
+        QuantizeWeights(representation="dq").required_opset(
+            GraphView(from_proto(model(text, opset=11, w=draw(24, 24))))
+        )
+        == 19
+    )
     nothing = model("g (float[2,24] x) => (float[2,24] y) { y = Relu(x) }", opset=11)
-    assert QuantizeWeights().required_opset(GraphView(from_proto(nothing))) == 0
+    assert QuantizeWeights(representation="dq").required_opset(GraphView(from_proto(nothing))) == 0
 
 
 EDGES = {
@@ -353,7 +371,7 @@ def test_extreme_values(case: str) -> None:
     weight = draw(24, 24)
     EDGES[case](weight)
     before = model("g (float[2,24] x) => (float[2,24] y) { y = MatMul(x, w) }", w=weight)
-    after, result = run_alone(QuantizeWeights(), before)
+    after, result = run_alone(QuantizeWeights(representation="dq"), before)
     assert len(result.rewritten) == 1
     stored = initializers(after)
     levels, scales = stored["w_q"].astype(np.float64), stored["w_s"].astype(np.float64)
@@ -432,12 +450,12 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_refuses(case: str) -> None:
     proto, reason = REFUSALS[case]
-    assert_skips(QuantizeWeights(), proto, reason)
+    assert_skips(QuantizeWeights(representation="dq"), proto, reason)
 
 
 def test_refuses_what_is_quantized_already() -> None:
-    after, _ = run_alone(QuantizeWeights(), quantized_matmul())
-    assert_skips(QuantizeWeights(), after, "'w' is quantized already")
+    after, _ = run_alone(QuantizeWeights(representation="dq"), quantized_matmul())
+    assert_skips(QuantizeWeights(representation="dq"), after, "'w' is quantized already")
 
 
 @pytest.mark.parametrize("more", ["", "s = Squeeze(b, n0) b2 = Unsqueeze(s, n0)"], ids=["at once", "moved"])
@@ -466,7 +484,7 @@ def test_small_kernel_between_a_split_and_a_reshape_loads_everywhere(options: di
 def test_refuses_layers_that_compute_on_integers() -> None:
     text = "g (uint8[2,24] x) => (int32[2,24] y) { y = MatMulInteger(x, w) }"
     before = model(text, w=np.arange(24 * 24, dtype=np.int32).reshape(24, 24).astype(np.int8))
-    assert_skips(QuantizeWeights(), before, "'w' holds int8 values for MatMulInteger")
+    assert_skips(QuantizeWeights(representation="dq"), before, "'w' holds int8 values for MatMulInteger")
 
 
 def test_a_veto_holds_for_all_who_share_the_weight() -> None:
@@ -475,7 +493,7 @@ def test_a_veto_holds_for_all_who_share_the_weight() -> None:
         z = Gemm<transB=1>(x, w)
         v = MatMul(x, u) }"""
     subject = from_proto(model(text, w=draw(24, 24), u=draw(24, 24, seed=1)))
-    result = QuantizeWeights().apply(GraphView(subject, vetoes={"y": "it breaks the model"}))
+    result = QuantizeWeights(representation="dq").apply(GraphView(subject, vetoes={"y": "it breaks the model"}))
     assert [done.site for done in result.rewritten] == ["v"]
     reasons = {skipped.site: skipped.reason for skipped in result.skipped}
     assert reasons == {"y": "it breaks the model", "z": "'w' is shared with 'y': it breaks the model"}
@@ -488,7 +506,7 @@ def test_what_is_not_a_weight_is_no_site() -> None:
         y = MatMul(c, t)
         p = Gather(table, i) }"""
     proto = model(text, token=draw(2, 1, 16), table=np.arange(300).reshape(300))
-    assert not assert_untouched(QuantizeWeights(), proto).skipped
+    assert not assert_untouched(QuantizeWeights(representation="dq"), proto).skipped
 
 
 FORMS = [
@@ -642,12 +660,14 @@ def outlier() -> NDArray[np.float32]:
 def test_falls_back_to_finer_blocks_then_more_bits_then_float() -> None:
     text = "g (float[2,64] x) => (float[2,48] y) { y = MatMul(x, w) }"
     before = model(text, 21, 10, w=outlier())
-    told = [run_alone(QuantizeWeights(min_sqnr=floor), before)[1] for floor in (30.0, 38.0, 60.0, 200.0)]
+    floors = (30.0, 38.0, 60.0, 200.0)
+    told = [run_alone(QuantizeWeights(representation="dq", min_sqnr=floor), before)[1] for floor in floors]
     assert "to int8 per channel of axis 1" in told[0].rewritten[0].detail
     assert re.search(r"to int8 blocks of \d+ on axis 0, .* after int8 per channel", told[1].rewritten[0].detail)
     assert re.search(r"to int16 .* after int8 per channel", told[2].rewritten[0].detail)
     assert re.search(r"'w' keeps [\d.]+ dB at best, less than 200", told[3].skipped[0].reason)
-    assert QuantizeWeights(min_sqnr=30.0).required_opset(GraphView(from_proto(before))) == 21
+    each = QuantizeWeights(representation="dq", min_sqnr=30.0)
+    assert each.required_opset(GraphView(from_proto(before))) == 21
 
 
 def correlated(seed: int = 5) -> NDArray[np.float32]:
@@ -708,8 +728,7 @@ def test_three_bits_are_eight_levels_held_in_four(kind: Any, symmetric: bool, op
         stored[name] = onnx.numpy_helper.to_array(held)
         assert f"to {name} {'held in ' + name.replace('3', '4') + ' ' if '3' in name else ''}per channel" in told
     levels = stored[kind].astype(np.int64)
-    bottom = {("int3", True): -3, ("uint3", True): 1}.get((kind, symmetric), TYPES[kind].low)
-    assert levels.min() == bottom
+    assert levels.min() == TYPES[kind].low
     assert levels.max() == TYPES[kind].high
     assert stored[kind].dtype.name == kind.replace("3", "4")
     assert sizes[0] == sizes[1]

@@ -1,25 +1,16 @@
-"""Store the weights of layers as integers, with a DequantizeLinear (or Cast and Mul) in front of the layer."""
+"""Store the weights of layers as integers, in the operators that lose no time where the proof runs."""
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Literal
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import ClassVar, Literal
 
 from graphopt import GraphView, Lossy, OptionError, Pass, PassResult, Rewritten, Skip, Skipped, option
-from graphopt.graph.dequantize import (
-    BLOCK_OPSET,
-    FP16_SCALE_OPSET,
-    PREFERRED_OPSET,
-    Writer,
-    is_dequantized,
-    lowest_opset,
-    other_rank,
-    overhead,
-)
+from graphopt.graph.dequantize import BLOCK_OPSET, PREFERRED_OPSET, is_dequantized, lowest_opset, overhead
+from graphopt.graph.slots import scaled_rows
 from graphopt.graph.weights import (
+    LOOKUPS,
     Weight,
     computed_from,
     find_weights,
@@ -29,12 +20,17 @@ from graphopt.graph.weights import (
     require_weight,
 )
 from graphopt.numerics.grouping import Grouping
-from graphopt.numerics.ladder import blocks, climb, ladder
-from graphopt.numerics.quantization import TYPES, Affine, Quantized
-from graphopt.numerics.ranges import range_rule
+from graphopt.numerics.ladder import blocks
+from graphopt.numerics.quantization import TYPES
+from graphopt.numerics.ranges import mse, range_rule
 from graphopt.runtime.evaluate import evaluate_cone
 from graphopt.runtime.feeds import generate
 from graphopt.runtime.gram import Seen, look
+
+from .choice import Chooser, Wish, write
+from .demotion import STEPS
+from .forms import FAST_BLOCK, products
+from .tables import why_no_embedding
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
 _ALWAYS_WEIGHTED = ("Conv", "DeformConv", "ConvTranspose", *_RECURRENT)
@@ -52,12 +48,15 @@ _INTEGER_WEIGHTS = {
     "GatherBlockQuantized": 0,
 }
 """Operators, ONNX Runtime's own among them, that read a weight as integers, and the input that it is."""
+_FEWEST_SAMPLES = 16
+"""How many samples of the user's it takes to correct the bias of a site that is demoted."""
+
 _FLOORS = {16: 20.0, 8: 20.0, 4: 6.0, 3: 3.0, 2: 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeWeights(Pass):
-    """Quantize each weight: by default to int8, symmetric, with one scale for each output channel.
+    """Quantize each weight: by default to int8, symmetric, with one scale for each output channel or block of 128.
 
     q = clip(round(w / scale) + zero, low, high), and the model computes w' = (q - zero) * scale (ONNX,
     DequantizeLinear; arXiv 2106.08295, section 2.2). The float weight leaves the file. Cases:
@@ -69,10 +68,27 @@ class QuantizeWeights(Pass):
        nothing else needs.
     3. Layers that share a weight go on sharing it, with one scale for all of it if they disagree on the channel axis.
 
+    4. A table that only look-ups read (Gather, Slice with computed bounds) is an embedding, and a weight, if it holds
+       trained vectors that go into a layer. By their values: 16 columns or more (with fewer, scales for each row eat up
+       what is saved, and coordinates, palettes and curves are of that kind); both signs; most of their power around
+       the columns' means, not in them (the means hold 0.00 to 0.12 of it in real embeddings, 0.42 in sinusoids, 0.75 in
+       grids of coordinates); columns that do not all rise or fall from row to row; and columns of like scale, three in
+       four of which keep 10 dB in eight bits with a scale for each row. By their use: the rows reach a layer, a
+       normalization, a Softmax or a sum, or are the output as they are. What is only added to an output is data.
+
     Refused: a weight that is computed from inputs, that the caller can override, that anything but a layer reads, that
-    holds NaN or Inf, or that would not get smaller. Below opset 13 all channels of a weight have one scale; below opset
-    10 there is no DequantizeLinear. The pass asks for opset 19, the first whose DequantizeLinear has half-precision
-    scales and runs in ONNX's reference evaluator as well; 4- and 16-bit types and blocks need 21, int2 needs 25.
+    holds NaN or Inf, or that would not get smaller; and any other table, unless ``tables`` is all.
+
+    ``representation`` auto writes what loses no time in ONNX Runtime's default session: Cast and Mul, which are folded
+    when the model is loaded; for a large matrix DequantizeLinear, where it is fused with the product (see ``forms``);
+    for a table integers, from which Gather picks rows before they are scaled. The integers are the same in each form.
+    Only DequantizeLinear needs a newer opset: 21 for blocks and for 4 and 16 bits, 25 for int2, and 19 is asked for
+    otherwise, the first that runs in ONNX's reference evaluator and has half-precision scales; auto asks for it where
+    most values of the model's weights are in matrices that it is fused with. Where a model cannot be
+    raised it has one scale per channel from opset 13 and one per weight from 10.
+
+    A demoted site takes steps: Cast and Mul instead of DequantizeLinear; the range of least squared error, and its bias
+    corrected where there are 16 samples; finer blocks; more bits.
 
     With GPTQ the layers are done in order: each sees its inputs behind layers that are quantized already, and is to
     give out what it gave out in float. It and bias correction are for Conv, Gemm and MatMul of the main graph whose
@@ -86,14 +102,17 @@ class QuantizeWeights(Pass):
     name = "quantize-weights"
     contract = Lossy(min_sqnr_db=20.0)
     compresses = True
+    demotions: ClassVar[tuple[str, ...]] = STEPS
 
     dtype: Literal["int8", "uint8", "int16", "uint16", "int4", "uint4", "int3", "uint3", "int2", "float8"] = option(
         "int8",
         "The type that weights are stored in; float8 is e4m3fn. ONNX has no type of 3 bits: int3 and uint3 keep to 8 "
         "levels but are held in int4 and uint4, and take as much room.",
     )
-    granularity: Literal["tensor", "channel", "block"] = option(
-        "channel", "Which values share a scale: all, an output channel, or neighbours within one."
+    granularity: Literal["auto", "tensor", "channel", "block"] = option(
+        "auto",
+        "Which values share a scale: all, an output channel, or neighbours within one. auto: an output channel, but "
+        "blocks of 128 where ONNX Runtime multiplies fastest with them.",
     )
     block_size: int = option(
         32, "Largest number of values in a block; the largest divisor that runtimes bear is taken.", minimum=2
@@ -102,8 +121,13 @@ class QuantizeWeights(Pass):
     range: Literal["minmax", "percentile", "mse", "std"] = option("minmax", "Which range of values to cover.")
     percentile: float = option(99.9, "Share of values that --range percentile covers.", minimum=50, maximum=100)
     deviations: float = option(4.0, "Standard deviations that --range std covers.", minimum=0.5, maximum=100)
-    representation: Literal["dq", "qdq", "mul"] = option(
-        "dq", "dq: DequantizeLinear; qdq: float weight, QuantizeLinear, DequantizeLinear; mul: Cast and Mul."
+    representation: Literal["auto", "dq", "qdq", "mul"] = option(
+        "auto",
+        "auto: for each weight what loses no time in ONNX Runtime; dq: DequantizeLinear; qdq: float weight, "
+        "QuantizeLinear, DequantizeLinear; mul: Cast and Mul.",
+    )
+    tables: Literal["embeddings", "all"] = option(
+        "embeddings", "Which tables behind Gather and Slice to quantize: those of trained vectors, or all."
     )
     rounding: Literal["nearest", "gptq"] = option(
         "nearest", "gptq: choose levels so that errors make up for each other on the data (Conv, Gemm, MatMul)."
@@ -127,53 +151,93 @@ class QuantizeWeights(Pass):
         object.__setattr__(self, "compresses", self.representation != "qdq")
 
     def required_opset(self, view: GraphView) -> int:
-        """Ask for the form that every runtime reads, where there is a weight to quantize."""
-        if not any(is_candidate(view, weight) for weight in find_weights(view)):
-            return 0
-        finest = Grouping(0, self.block_size) if self.granularity == "block" or self.min_sqnr else Grouping(0)
+        """Ask for the opset of the forms that the weights will have."""
+        candidates = [weight for weight in find_weights(view) if is_candidate(view, weight)]
         kind = TYPES[self.dtype]
+        if not candidates:
+            return 0
+        if self.representation == "auto":
+            lowest = lowest_opset(kind.name, kind.opset, Grouping(), "mul")
+            return max(lowest, self._fused_opset(view, candidates))
+        down = max((min(view.demotions.get(view.site(u.layer), 0), 3) for w in candidates for u in w.uses), default=0)
+        blocky = self.granularity == "block" or self.min_sqnr is not None or down > STEPS.index("blocks")
+        finest = Grouping(0, self.block_size) if blocky else Grouping(0)
         wanted = 0 if self.representation == "mul" else BLOCK_OPSET if self.min_sqnr else PREFERRED_OPSET
         return max(wanted, lowest_opset(kind.name, kind.opset, finest, self.representation))
+
+    def _fused_opset(self, view: GraphView, weights: list[Weight]) -> int:
+        """Return the opset for DequantizeLinears that are fused with products, if these have most values; else 0."""
+        opsets, fused, total = [0], 0, 0
+        for weight in weights:
+            shape = view.shape(weight.source) or ()
+            size = math.prod(each for each in shape if isinstance(each, int))
+            total += size
+            if opset := self._opset_to_fuse(view, weight):
+                opsets.append(opset)
+                fused += size
+        return max(opsets) if 2 * fused >= total else 0
+
+    def _opset_to_fuse(self, view: GraphView, weight: Weight) -> int:
+        """Return the opset for the DequantizeLinear of one weight that is to be fused; 0 if it cannot be."""
+        values = view.array(weight.source)
+        found = None if values is None else products(view, weight, values.dtype.name)
+        if values is None or found is None or weight.summed_axis is None or self.granularity == "tensor":
+            return 0
+        grouping = Grouping(1 - weight.summed_axis)
+        if self.granularity != "channel":
+            size = self.block_size if self.granularity == "block" else FAST_BLOCK
+            grouping = blocks(values.shape, weight.summed_axis, size, True) or grouping
+        kind = TYPES[self.dtype]
+        lowest = max(PREFERRED_OPSET, lowest_opset(kind.name, kind.opset, grouping, "dq"))
+        raised = replace(found, opset=max(found.opset, lowest))
+        return lowest if raised.take(weight, values.shape, kind, grouping) else 0
 
     def run(self, view: GraphView) -> PassResult:
         """Quantize weight by weight; a layer is rewritten if one of its weights is."""
         weights = {id(weight.source): weight for weight in find_weights(view) if _is_site(view, weight)}
         layers = {id(use.layer): _Layer(view.site(use.layer)) for weight in weights.values() for use in weight.uses}
+        quantized_before = list(_quantized_already(view))
         unseen = ((weight, None) for weight in list(weights.values()))
         finished: set[int] = set()
         for weight, seen in chain(self._looked_at(view, weights), unseen):
             if id(weight.source) in finished:
                 continue
             finished.add(id(weight.source))
-            users = [layers[id(use.layer)] for use in weight.uses]
+            users = {id(use.layer): layers[id(use.layer)] for use in weight.uses}.values()
             try:
-                detail = self._quantize(view, weight, seen)
+                detail, nbytes = self._quantize(view, weight, seen)
             except Skip as reason:
                 for layer in users:
                     layer.kept[view.vetoes.get(layer.site, str(reason))] = None
             else:
                 for layer in users:
                     layer.done[detail] = None
+                    layer.nbytes += nbytes
         return PassResult(
-            tuple(Rewritten(layer.site, layer.story()) for layer in layers.values() if layer.done),
+            tuple(Rewritten(layer.site, layer.story(), layer.nbytes) for layer in layers.values() if layer.done),
             (
                 *(Skipped(layer.site, layer.story()) for layer in layers.values() if not layer.done),
-                *_quantized_already(view),
+                *quantized_before,
             ),
         )
 
     def _looked_at(self, view: GraphView, weights: Mapping[int, Weight]) -> Iterator[tuple[Weight, Seen]]:
-        """Yield the weights whose layers' inputs are gathered from data, if the options ask for it."""
-        if self.rounding == "nearest" and not self.bias_correction:
+        """Yield the weights whose layers' inputs are gathered from data, if the options or a demotion ask for it."""
+        asked = self.rounding == "gptq" or self.bias_correction
+        data = view.calibration
+        enough = data is not None and not data.generated and data.size >= _FEWEST_SAMPLES
+        if not asked and not (enough and any(_steps_down(view, weight) for weight in weights.values())):
             return
-        owners = [w for w in weights.values() if len(w.uses) == 1 and w.uses[0].layer.inputs[1] is w.source]
-        data = view.calibration if view.calibration is not None else generate(view.model)
+        owners = [w for w in weights.values() if len(w.uses) == 1 and w.uses[0].layer.inputs[1:2] == [w.source]]
         layers = [weight.uses[0].layer for weight in owners]
+        data = data if data is not None else generate(view.model)
         for seen in look(view, layers, data, self.samples, squares=self.rounding == "gptq"):
-            yield weights[id(seen.layer.node.inputs[1])], seen
+            weight = weights[id(seen.layer.node.inputs[1])]
+            if asked or _steps_down(view, weight):
+                yield weight, seen
 
-    def _quantize(self, view: GraphView, weight: Weight, seen: Seen | None) -> str:
-        """Quantize one weight; return what was done to it.
+    def _quantize(self, view: GraphView, weight: Weight, seen: Seen | None) -> tuple[str, int]:
+        """Quantize one weight; return what was done to it, and the bytes that it takes.
 
         Raises:
             Skip: It stays float.
@@ -189,58 +253,29 @@ class QuantizeWeights(Pass):
                 raise Skip(f"{name!r} is computed from {freed} bytes of constants")
             computed = evaluate_cone(view, cone)
         values = require_weight(view, weight, computed)
-        best, failed = self._choose(values, weight, values.nbytes if freed is None else freed)
-        if best is None:
-            if failed:
-                most = max(attempt.sqnr_db for attempt in failed)
-                raise Skip(f"{name!r} keeps {most:.1f} dB at best, less than {self.min_sqnr:g}")
-            raise Skip(f"{name!r} of {values.nbytes} bytes would not get smaller")
-        how = ""
-        if seen is not None:
+        if self.tables == "embeddings" and (reason := why_no_embedding(view, weight, values)) is not None:
+            raise Skip(reason)
+        chooser = Chooser(view, weight, values, self._wish(), values.nbytes if freed is None else freed)
+        chosen, steps = chooser.choose(_steps_down(view, weight), seen is not None)
+        best, how = chosen.best, ""
+        corrects = self.bias_correction or "range" in steps
+        if seen is not None and (self.rounding == "gptq" or corrects):
             rounded = self.rounding == "gptq" and self.representation != "qdq"
-            best, how = seen.finish(view, values, best, rounded, self.bias_correction)
-        ranks = (other_rank(view, use.layer, best) for use in weight.uses)
-        rank = next((rank for rank in ranks if rank is not None), None)
-        Writer(view, weight.source, weight.home, values.dtype).write(best, self.representation, rank)
-        detail = f"{name!r} to {best.affine.kind.title} {best.grouping}, {best.sqnr_db:.1f} dB{how}"
-        if not failed:
-            return detail
-        return f"{detail}, after {failed[0].affine.kind.name} {failed[0].grouping} with {failed[0].sqnr_db:.1f} dB"
+            best, how = seen.finish(view, values, best, rounded, corrects)
+            chosen = replace(chosen, best=best)
+        form = write(view, weight, values.dtype, chosen)
+        kind, grouping = best.affine.kind, best.grouping
+        detail = f"{name!r} to {kind.title} {grouping}, {best.sqnr_db:.1f} dB{how}{form}"
+        if chosen.failed:
+            first = chosen.failed[0]
+            detail = f"{detail}, after {first.affine.kind.name} {first.grouping} with {first.sqnr_db:.1f} dB"
+        return detail, best.affine.nbytes(values.shape, grouping)
 
-    def _choose(
-        self, values: NDArray[np.generic], weight: Weight, freed: int
-    ) -> tuple[Quantized | None, list[Quantized]]:
-        """Return the form that the options lead to and that takes less than ``freed`` bytes, and what lost too much.
-
-        Raises:
-            Skip: The opset of the weight's graph has none of the forms.
-        """
-        opset, form, kind = weight.home.opset, self.representation, TYPES[self.dtype]
-        if opset < (lowest := lowest_opset(kind.name, kind.opset, Grouping(), form)):
-            needs = f"opset {opset} has no " + ("DequantizeLinear" if form == "dq" else "operators")
-            raise Skip(f"{needs} for {kind.name} weights, it needs {lowest}")
-        half = values.dtype == np.float16 and (opset >= FP16_SCALE_OPSET or form == "mul")
-        affine = Affine(kind, self.symmetric, np.dtype(np.float16 if half else np.float32))
-        room = 2 * values.nbytes if form == "qdq" else freed - overhead(str(weight.source.name))
-        axis = weight.summed_axis
-        tries = (
-            (wide, group)
-            for first in self._groupings(values.shape, weight)
-            for wide, group in ladder(affine, first, values.shape, axis, _is_product(weight))
-            if opset >= lowest_opset(wide.kind.name, wide.kind.opset, group, form)
-        )
-        return climb(values, tries, range_rule(self.range, self.percentile, self.deviations), self.min_sqnr, room)
-
-    def _groupings(self, shape: tuple[int, ...], weight: Weight) -> Iterator[Grouping]:
-        """Yield how values are to share scales, from what was asked for to what is always possible."""
-        channel = weight.channel_axis
-        if self.granularity == "block":
-            finest = blocks(shape, weight.summed_axis, self.block_size, _is_product(weight))
-            if finest is not None:
-                yield finest
-        if self.granularity != "tensor" and channel is not None:
-            yield Grouping(channel)
-        yield Grouping()
+    def _wish(self) -> Wish:
+        """Return what the options ask for."""
+        rule = range_rule(self.range, self.percentile, self.deviations)
+        kind, form = TYPES[self.dtype], self.representation
+        return Wish(kind, self.symmetric, self.granularity, self.block_size, form, rule, mse, self.min_sqnr)
 
 
 @dataclass
@@ -250,6 +285,7 @@ class _Layer:
     site: str
     done: dict[str, None] = field(default_factory=dict)
     kept: dict[str, None] = field(default_factory=dict)
+    nbytes: int = 0
 
     def story(self) -> str:
         """Return what was done, then what was not and why."""
@@ -265,6 +301,9 @@ def _quantized_already(view: GraphView) -> Iterator[Skipped]:
         values = view.array(node.inputs[index])
         if values is not None and values.dtype.kind in "iu":
             yield Skipped(view.site(node), f"{node.inputs[index].name!r} holds {values.dtype} values for {node.op}")
+    for node in view.nodes(*LOOKUPS):
+        if node.inputs and (scaled := scaled_rows(view, node)) is not None:
+            yield Skipped(view.site(scaled), f"{node.inputs[0].name!r} is quantized already")
 
 
 def _has_quantized_activations(view: GraphView) -> bool:
@@ -272,9 +311,9 @@ def _has_quantized_activations(view: GraphView) -> bool:
     return any(view.array(node.inputs[0]) is None for node in view.nodes("QuantizeLinear"))
 
 
-def _is_product(weight: Weight) -> bool:
-    """Whether a weight is that of a matrix product."""
-    return any(use.layer.op in ("MatMul", "Gemm") for use in weight.uses)
+def _steps_down(view: GraphView, weight: Weight) -> int:
+    """Return how many steps the layers of a weight are demoted: the most of them."""
+    return max((view.demotions.get(view.site(use.layer), 0) for use in weight.uses), default=0)
 
 
 def _is_site(view: GraphView, weight: Weight) -> bool:
