@@ -1,5 +1,6 @@
 """Watches a tensor sample by sample: extremes of each sample, histograms, and which few samples set the range."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ FEWEST = 16
 _LOUD = 4.0
 _LOUD_SHARE = 20
 _SILENT = -160
+_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True)
@@ -50,50 +52,54 @@ class Observer:
 
     most: int = 0
     seen: int = 0
-    _first: list[NDArray[np.int64]] = field(default_factory=list)
-    _lows: list[NDArray[np.float64]] = field(default_factory=list)
-    _highs: list[NDArray[np.float64]] = field(default_factory=list)
+    _extremes: list[tuple[int, float, float]] = field(default_factory=list)
     _octaves: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+    _waiting: dict[int, list[NDArray[Any]]] = field(default_factory=dict)
+    _held: int = 0
 
     def add(self, values: NDArray[Any], samples: int = 1) -> None:
         """See more samples: along the first axis if it has their number, else as one; NaN and Inf do not count."""
         apart = values.ndim > 0 and samples == len(values)
         rows = values.reshape(samples if apart else 1, -1)
-        first = self.seen + np.arange(len(rows))
-        self.seen += samples
+        start, self.seen = self.seen, self.seen + samples
         if not rows.size:
             return
-        lows, highs = rows.min(axis=1).astype(np.float64), rows.max(axis=1).astype(np.float64)
-        if not np.isfinite(lows + highs).all():
+        lows, highs = rows.min(axis=1), rows.max(axis=1)
+        if not (np.isfinite(lows).all() and np.isfinite(highs).all()):
             finite = np.isfinite(rows)
-            lows = np.min(rows, axis=1, where=finite, initial=np.inf).astype(np.float64)
-            highs = np.max(rows, axis=1, where=finite, initial=-np.inf).astype(np.float64)
-        some = lows <= highs
-        self._first.append(first[some])
-        self._lows.append(lows[some])
-        self._highs.append(highs[some])
-        self._count(rows[some], np.maximum(-lows[some], highs[some]), int(first[0]))
-
-    def _count(self, rows: NDArray[Any], peaks: NDArray[np.float64], start: int) -> None:
-        """Count values of these samples in the histogram of the power of two that each sample stays below."""
+            lows = np.min(rows, axis=1, where=finite, initial=np.inf)
+            highs = np.max(rows, axis=1, where=finite, initial=-np.inf)
         step = max(1, rows.shape[1] // self.most) | 1 if self.most else 1  # odd: axes are mostly even
-        rows = rows[:, start % step :: step]
-        octaves = np.where(peaks > 0, np.frexp(peaks)[1], _SILENT)
-        for octave in np.unique(octaves):
-            part = rows[octaves == octave].reshape(-1).astype(np.float64)
-            part = part[np.isfinite(part)]
-            bins = np.floor(np.ldexp(part, BINS.bit_length() - 2 - int(octave))).astype(np.int64) + BINS // 2
-            counts = self._octaves.setdefault(int(octave), np.zeros(BINS, np.int64))
+        counted = rows[:, start % step :: step]
+        for index, (low, high) in enumerate(zip(lows.tolist(), highs.tolist(), strict=True)):
+            if low <= high:
+                self._extremes.append((start + index, low, high))
+                peak = max(-low, high)
+                octave = math.frexp(peak)[1] if peak > 0 else _SILENT
+                self._waiting.setdefault(octave, []).append(counted[index].copy())
+        self._held += counted.size
+        if self._held > _AT_ONCE:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Put the values that wait into the histograms: many at a time cost less."""
+        for octave, parts in self._waiting.items():
+            values = np.concatenate(parts).astype(np.float64)
+            values = values[np.isfinite(values)]
+            bins = np.floor(np.ldexp(values, BINS.bit_length() - 2 - octave)).astype(np.int64) + BINS // 2
+            counts = self._octaves.setdefault(octave, np.zeros(BINS, np.int64))
             counts += np.bincount(bins, minlength=BINS)
+        self._waiting, self._held = {}, 0
 
     @property
     def any_finite(self) -> bool:
         """Whether there was any finite value."""
-        return any(len(part) for part in self._lows)
+        return bool(self._extremes)
 
     def histogram(self, without: Sequence[int] = ()) -> Histogram:
         """Return what was seen, except for samples that are ``loud``."""
-        first, lows, highs = self._extremes()
+        self._settle()
+        first, lows, highs = np.array(self._extremes).T
         kept = ~np.isin(first, without)
         low, high = float(lows[kept].min()), float(highs[kept].max())
         top = max(-low, high)
@@ -104,7 +110,7 @@ class Observer:
         """Return the samples, a twentieth of all at most, that reach more than four times as far as any other."""
         if not self.any_finite:
             return None
-        first, lows, highs = self._extremes()
+        first, lows, highs = np.array(self._extremes).T
         peaks = np.maximum(-lows, highs)
         order = np.argsort(-peaks, kind="stable")
         ranked = peaks[order]
@@ -117,7 +123,3 @@ class Observer:
         chosen, rest = order[: gaps[-1]], order[gaps[-1] :]
         width, usual = (float(highs[part].max() - lows[part].min()) for part in (order, rest))
         return Loud(tuple(int(number) for number in np.sort(first[chosen])), width, usual)
-
-    def _extremes(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
-        """Return of each sample that has finite values its number, its smallest and its largest value."""
-        return np.concatenate(self._first), np.concatenate(self._lows), np.concatenate(self._highs)

@@ -130,8 +130,9 @@ class QuantizeActivations(Pass):
         layers = [layer for layer in layers if view.site(layer.node) not in skipped]
         rewritten, biases = self._apply(view, layers, seen)
         view.edit.settle()
+        shifts = self._shifts(view, biases, seen)
         for bias in biases:
-            bias.shift = self._shifts(view, biases, seen).get(str(bias.output.name))
+            bias.shift = shifts.get(str(bias.output.name))
             bias.write(view)
         warning = "; generated inputs: do not trust its accuracy" if seen.data.generated else ""
         return [

@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from graphopt.graph.view import GraphView
-from graphopt.numerics.observer import Observer
+from graphopt.numerics.observer import Loud, Observer
 from graphopt.numerics.quantization import Affine, Floats
 from graphopt.runtime.capture import Runs
 from graphopt.runtime.feeds import Data, generate
 from graphopt.runtime.shifts import FEWEST, MOST, Channels, Means
 
-_COUNTED = 2048
+_COUNTED = 1 << 16
+"""How many values of a tensor the histograms count where no rule was asked for that needs them all."""
 _MEMORY = "calibration"
 
 
@@ -41,6 +42,7 @@ class Calibration:
         most: How many values of a tensor's sample are counted, see ``Observer``.
         observers: What was seen, by tensor.
         means: The means of layers' outputs; None if nobody has asked for them.
+        louds: The samples that alone set a tensor's range, by tensor.
         shifts: Bias shifts that were found, by what was quantized and how.
         ratios: SQNR in dB that was measured, likewise.
     """
@@ -50,15 +52,17 @@ class Calibration:
     most: int
     observers: dict[str, Observer] = field(default_factory=dict)
     means: Means | None = None
+    louds: dict[str, Loud | None] = field(default_factory=dict)
     shifts: dict[object, Mapping[str, Floats]] = field(default_factory=dict)
     ratios: dict[object, float] = field(default_factory=dict)
 
     @classmethod
     def of(cls, view: GraphView, samples: int, exact: bool) -> "Calibration":
-        """Return what the view remembers, or a new one; ``exact`` counts all values, not some 2,048 of each sample."""
+        """Return what the view remembers, or a new one; ``exact`` counts all values, not some 65,536."""
         if _MEMORY not in view.memory:
             data = view.calibration if view.calibration is not None else generate(view.model)
-            view.memory[_MEMORY] = cls(data, samples, 0 if exact else _COUNTED)
+            most = 0 if exact else max(1, _COUNTED // max(1, min(data.size, samples)))
+            view.memory[_MEMORY] = cls(data, samples, most)
         kept: Calibration = view.memory[_MEMORY]
         return kept
 
@@ -87,6 +91,7 @@ class Calibration:
                     observer.add(tensors[name], samples)
             del tensors  # the next run would come on top of them
         self.observers |= missing
+        self.louds |= {name: observer.loud() for name, observer in missing.items()}
         if not knows:
             self.means, self.data = means, runs.data
 
@@ -102,7 +107,7 @@ class Calibration:
         observer = self.observers[name]
         if not observer.any_finite:
             return None
-        loud = observer.loud()
+        loud = self.louds[name]
         seen = observer.histogram(loud.samples if loud else ())
         found = [Chosen(*seen.bounds(rule, percentile, affine), rule) for rule in ("minmax", "mse", "percentile")]
         best = min(found, key=lambda each: seen.loss(each.low, each.high, affine))
@@ -110,7 +115,7 @@ class Calibration:
 
     def loudness(self, name: str) -> str:
         """Name the few samples that alone set a tensor's range; empty if there are none."""
-        loud = self.observers[name].loud()
+        loud = self.louds[name]
         if loud is None:
             return ""
         verb = "sets" if len(loud.samples) == 1 else "set"
@@ -118,5 +123,4 @@ class Calibration:
 
     def is_skewed(self) -> bool:
         """Whether a loud sample is among those whose means biases would be corrected to."""
-        louds = (observer.loud() for observer in self.observers.values())
-        return any(number < MOST for loud in louds if loud is not None for number in loud.samples)
+        return any(number < MOST for loud in self.louds.values() if loud is not None for number in loud.samples)
