@@ -26,6 +26,9 @@ from .reach import end
 _EIGHT_BITS = Affine(TYPES["int8"])
 
 
+_UNSIGNED = Affine(TYPES["uint8"], symmetric=False)
+
+
 @dataclass(frozen=True)
 class _Target:
     """What a runtime's integer kernels want; docs/quantization.md has the sources."""
@@ -34,8 +37,15 @@ class _Target:
     activations: Affine
     bias: bool = True
 
+    def affine(self, opset: int) -> Affine:
+        """Return the form of activations.
 
-_UNSIGNED = Affine(TYPES["uint8"], symmetric=False)
+        On x86, ONNX Runtime 1.32 makes uint8 of int8, and from opset 21 on a QuantizeLinear that it has moved past a
+        Reshape or Transpose does not load then. So there int8 with a zero point of its own is written as uint8.
+        """
+        return _UNSIGNED if opset >= 21 and not self.activations.symmetric else self.activations
+
+
 _TARGETS = {
     "cpu": _Target(("Conv", "Gemm", "MatMul"), _UNSIGNED),
     "openvino": _Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), _UNSIGNED, bias=False),
@@ -279,16 +289,16 @@ class QuantizeActivations(Pass):
         }
         scales: dict[int, _Scale] = {}
         for group in placement.groups():
-            found = self._group_scale([str(tensor.name) for tensor in group], seen, False)
+            found = self._group_scale([str(tensor.name) for tensor in group], seen, view.opset, careful=False)
             if placement.root(group[0]) in careful:
-                better = self._group_scale([str(tensor.name) for tensor in group], seen, True)
+                better = self._group_scale([str(tensor.name) for tensor in group], seen, view.opset, careful=True)
                 found = found if (better.scale, better.zero) == (found.scale, found.zero) else better
             scales |= {id(tensor): found for tensor in group}
         return scales
 
-    def _group_scale(self, names: list[str], seen: Calibration, careful: bool) -> _Scale:
+    def _group_scale(self, names: list[str], seen: Calibration, opset: int, *, careful: bool) -> _Scale:
         """Return scale and zero point for tensors that share them."""
-        affine = _TARGETS[self.target].activations
+        affine = _TARGETS[self.target].affine(opset)
         if careful:
             ranges = [seen.best(name, self.percentile, affine) for name in names]
         else:

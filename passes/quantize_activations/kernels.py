@@ -24,9 +24,13 @@ def takes_integers(view: GraphView, node: gs.Node) -> bool:
 def is_misread(node: gs.Node) -> bool:
     """Whether ONNX Runtime takes an operator between quantized tensors for one that it has, and is wrong.
 
-    Its QLinearAveragePool knows no dilations (they came with opset 19), so the model does not load.
+    Its QLinearAveragePool knows no dilations (they came with opset 19), so the model does not load; and with both
+    ``ceil_mode`` and ``count_include_pad`` it divides by another number of elements than AveragePool.
     """
-    return is_op(node, "AveragePool") and any(step != 1 for step in node.attrs.get("dilations", ()))
+    if not is_op(node, "AveragePool"):
+        return False
+    dilates = any(step != 1 for step in node.attrs.get("dilations", ()))
+    return dilates or bool(node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0))
 
 
 def normalize(node: gs.Node) -> None:
