@@ -1,7 +1,7 @@
 """Ranges of values that are seen in a stream, in memory that does not depend on how many there are."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,45 +11,35 @@ from graphopt.numerics.quantization import Affine, Floats
 BINS = 4096
 
 
-@dataclass
-class Observer:
-    """Smallest, largest and, unless ``bounds_only``, a histogram of finite values.
+@dataclass(frozen=True, eq=False)
+class Histogram:
+    """How often values occur.
 
-    The histogram covers -reach to reach; where a value lies beyond it, the reach doubles and neighbouring bins merge,
-    so the order of the stream hardly matters and nothing is ever read twice.
+    Attributes:
+        low: The smallest value, exactly.
+        high: The largest value, exactly.
+        reach: A power of two; the bins divide -reach to reach evenly.
+        counts: The values in each bin, [BINS].
     """
 
-    bounds_only: bool = False
-    low: float = np.inf
-    high: float = -np.inf
-    reach: float = 0.0
-    counts: NDArray[np.int64] = field(default_factory=lambda: np.zeros(BINS, np.int64))
+    low: float
+    high: float
+    reach: float
+    counts: NDArray[np.int64]
 
-    def add(self, values: NDArray[Any]) -> None:
-        """See more values; NaN and Inf are passed over."""
-        flat = values.reshape(-1)
-        if not flat.size:
-            return
-        low, high = float(flat.min()), float(flat.max())
-        if not np.isfinite(low + high):
-            flat = flat[np.isfinite(flat)]
-            if not flat.size:
-                return
-            low, high = float(flat.min()), float(flat.max())
-        self.low, self.high = min(self.low, low), max(self.high, high)
-        if not self.bounds_only:
-            self._widen(max(-low, high))
-            bins = np.histogram(flat, BINS, (-self.reach, self.reach))[0]
-            self.counts += bins
-
-    @property
-    def seen(self) -> bool:
-        """Whether there was any finite value."""
-        return self.low <= self.high
+    @classmethod
+    def merged(cls, low: float, high: float, octaves: Mapping[int, NDArray[np.int64]]) -> "Histogram":
+        """Return the sum of histograms that reach to these powers of two; bins of the narrower ones merge exactly."""
+        top = max(octaves, default=0)
+        counts = np.zeros(BINS, np.int64)
+        for octave, part in octaves.items():
+            inner = (np.arange(BINS) - BINS // 2 >> min(top - octave, 62)) + BINS // 2
+            counts += np.bincount(inner, part, BINS).astype(np.int64)
+        return cls(low, high, float(np.ldexp(1.0, top)), counts)
 
     def bounds(self, rule: str, percentile: float, affine: Affine) -> tuple[float, float]:
         """Return the range to quantize to ``affine``, by the rule minmax, percentile, mse or entropy."""
-        if rule == "minmax" or self.bounds_only or self.low == self.high:
+        if rule == "minmax" or self.low == self.high or not self.counts.any():
             return self.low, self.high
         if rule == "percentile":
             low, high = self._percentile(percentile)
@@ -57,20 +47,7 @@ class Observer:
             low, high = self._entropy(affine) if rule == "entropy" else self._mse(affine)
         return max(low, self.low), min(high, self.high)
 
-    def _widen(self, size: float) -> None:
-        """Make the histogram reach ``size``."""
-        if self.reach == 0.0:
-            self.reach = max(size, float(np.finfo(np.float32).tiny))
-        while self.reach < size:
-            inner = self.counts.reshape(-1, 2).sum(axis=1)
-            self.counts = np.zeros(BINS, np.int64)
-            self.counts[BINS // 4 : -BINS // 4] = inner
-            self.reach *= 2.0
-
-    def _edges(self) -> Floats:
-        return np.linspace(-self.reach, self.reach, BINS + 1)
-
-    def _loss(self, low: float, high: float, affine: Affine) -> float:
+    def loss(self, low: float, high: float, affine: Affine) -> float:
         """Return the squared error of all that was seen when this range is quantized, in squares of the reach.
 
         Each bin is quantized as its centre is. To count step squared / 12 for whatever is not clipped would be simpler,
@@ -81,6 +58,9 @@ class Observer:
         scale, zero = affine.parameters(np.asarray(low), np.asarray(high))
         met = affine.dequantize(affine.quantize(centres, scale, zero), scale, zero)
         return float((self.counts * np.square((met - centres) / self.reach)).sum())
+
+    def _edges(self) -> Floats:
+        return np.linspace(-self.reach, self.reach, BINS + 1)
 
     def _percentile(self, percentile: float) -> tuple[float, float]:
         """Cut half of what is beyond the percentile at either end."""
@@ -93,7 +73,7 @@ class Observer:
     def _mse(self, affine: Affine) -> tuple[float, float]:
         """Shrink the range in steps and keep the one of least squared error."""
         ranges = ((self.low * shrink, self.high * shrink) for shrink in np.linspace(1.0, 0.2, 81))
-        return min(ranges, key=lambda each: self._loss(each[0], each[1], affine))
+        return min(ranges, key=lambda each: self.loss(each[0], each[1], affine))
 
     def _entropy(self, affine: Affine) -> tuple[float, float]:
         """Take the threshold whose quantized distribution diverges least from the clipped one.
@@ -113,13 +93,13 @@ class Observer:
         widest = max(half - int(used[0]), int(used[-1]) + 1 - half)
         levels = affine.kind.high - affine.bottom + 1
         best, least = widest, np.inf
-        largest = self._loss(self.low, self.high, affine)
+        largest = self.loss(self.low, self.high, affine)
         for width in range(widest, 0, -max(1, widest // 64)):
             start, stop = max(half - width, first), min(half + width, last)
             threshold = width * self.reach / half
             if stop - start < levels:
                 break
-            if self._loss(max(-threshold, self.low), min(threshold, self.high), affine) > largest:
+            if self.loss(max(-threshold, self.low), min(threshold, self.high), affine) > largest:
                 continue
             divergence = _divergence(counts, start, stop, levels)
             if divergence < least:

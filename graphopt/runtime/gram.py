@@ -17,11 +17,14 @@ from graphopt.numerics.reconstruction import Layer, Moments, corrected_bias, rid
 from graphopt.result import Skip
 from graphopt.runtime.capture import Runs
 from graphopt.runtime.feeds import Data
-from graphopt.runtime.side_by_side import HELD_OUT, Mask, held_out
+from graphopt.runtime.shifts import FEWEST
+from graphopt.runtime.side_by_side import Mask, held_out
 
 _ROWS_PER_RUN = 4096
 _BYTES_AT_ONCE = 1 << 28
 _STAGES = 128
+_ROWS_PER_COLUMN = 2
+"""On unseen white noise GPTQ is worse than the nearest levels below about one row for each column of the weight."""
 _DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 """How strongly weights may be held to what they are when they are fitted, relative to the variance of what they see."""
 
@@ -37,30 +40,39 @@ class Seen:
         rehearsal: The float model, in which layers that are done compute what their quantized forms will; None if no
             layer learns from those before it.
         fit: Whether the data are enough, and worth it, to learn weights from.
+        samples: How many samples these are.
     """
 
     layer: LinearLayer
     moments: tuple[Moments, Moments]
     rehearsal: "_Rehearsal | None"
     fit: bool
+    samples: int
 
     def finish(
         self, view: GraphView, values: Array, quantized: Quantized, rounded: bool, corrected: bool
     ) -> tuple[Quantized, str]:
         """Choose the levels by GPTQ and correct the bias, as asked; return the weight and what was done.
 
-        Scales and zero points stay. The layers behind will see the result.
+        Scales and zero points stay. The layers behind will see the result. What the data cannot carry is not fitted:
+        the levels are the nearest ones with fewer than two rows for each column, biases stay with fewer than 16 samples.
 
         Raises:
             Skip: The new values overflow the layer's type.
         """
         bias, how, total = self.layer.bias, "", self.moments[0] + self.moments[1]
-        corrected = corrected and bias is not None
-        if rounded:
+        few = corrected and bias is not None and self.samples < FEWEST
+        corrected = corrected and bias is not None and not few
+        least = _ROWS_PER_COLUMN * _shape(self.layer)[2]
+        if rounded and total.rows < least:
+            how = f", to the nearest: GPTQ needs {least} rows of data here, there are {total.rows}"
+        elif rounded:
             quantized, how = self._round(values, quantized, total, corrected), " by GPTQ"
         real = self._matrix(dequantize(quantized)) * self._factor
         if bias is not None and corrected:
             bias, how = bias + corrected_bias(total, real), f"{how} with its bias corrected"
+        elif few:
+            how += f", its bias left as it is: {FEWEST} samples are needed to correct it, there are {self.samples}"
         if self.rehearsal is not None:
             self.rehearsal.take_over(view.site(self.layer.node), real, bias)
         if corrected:
@@ -169,7 +181,7 @@ def look(view: GraphView, nodes: list[gs.Node], data: Data, samples: int, square
 
     In the order of the graph, a stage for each tensor that layers read (128 stages at most, of 256 MB of moments). In a
     stage the float model runs once, and so does a copy in which the layers of the stages before are as ``Seen.finish``
-    has left them. Without ``squares``, with fewer than five samples and with generated ones all see the float inputs:
+    has left them. Without ``squares``, with fewer than 16 samples and with generated ones all see the float inputs:
     biases alone, corrected one behind the other where most of an image is background, lead the net astray. The graph
     itself may change meanwhile.
 
@@ -183,15 +195,16 @@ def look(view: GraphView, nodes: list[gs.Node], data: Data, samples: int, square
     place = {id(node): index for index, node in enumerate(view.model.graph.nodes)}
     layers = [layer for node in nodes if (layer := _readable(view, node)) is not None]
     layers.sort(key=lambda layer: place[id(layer.node)])
+    count = min(data.size, samples)
     if not squares:
-        yield from _means(view, layers, data, samples)
+        yield from _means(view, layers, data, count)
         return
-    learns = not data.generated and min(data.size, samples) >= HELD_OUT
+    learns = not data.generated and count >= FEWEST
     rehearsal = _Rehearsal(view.model.copy(), learns)
     for stage in _stages(layers, squares, _STAGES if learns else 1):
         for layer, moments in zip(stage, rehearsal.watch(stage, data, samples, squares), strict=True):
             if moments[0].rows or moments[1].rows:
-                yield Seen(layer, moments, rehearsal, learns)
+                yield Seen(layer, moments, rehearsal, learns, count)
 
 
 def _means(view: GraphView, layers: list[LinearLayer], data: Data, samples: int) -> Iterator[Seen]:
@@ -204,7 +217,7 @@ def _means(view: GraphView, layers: list[LinearLayer], data: Data, samples: int)
     for layer in layers:
         moments = kept[view.site(layer.node)]
         if moments[0].rows or moments[1].rows:
-            yield Seen(layer, moments, None, False)
+            yield Seen(layer, moments, None, False, samples)
 
 
 def _stages(layers: list[LinearLayer], squares: bool, count: int) -> Iterator[list[LinearLayer]]:

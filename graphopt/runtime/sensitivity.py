@@ -1,12 +1,13 @@
-"""Finds the layers that a model does not bear being quantized, by measuring one at a time."""
+"""Finds the layers whose quantization costs a model most, by measuring one at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from graphopt.contract import Lossy
 from graphopt.model import Model
-from graphopt.numerics.quantization import ratio_db
+from graphopt.numerics.compare import Comparer
 from graphopt.runtime.data import Feeds
 from graphopt.runtime.session import Session
 
@@ -35,17 +36,13 @@ def bearable(ranking: Mapping[str, float], measure: Measure, floor: float) -> li
 
 
 def worst_sqnr(candidate: Model, feeds: Sequence[Feeds], expected: Sequence[Mapping[str, Any]]) -> float:
-    """Return the lowest SQNR in dB of any float output over these feeds."""
-    session = Session(candidate)
-    signal: dict[str, float] = {}
-    noise: dict[str, float] = {}
+    """Return the lowest SQNR in dB of any float output over these feeds, as ``Comparer`` takes it."""
+    session, comparer = Session(candidate), Comparer(Lossy(0.0))
     for inputs, wanted in zip(feeds, expected, strict=True):
-        for name, got in session.run(inputs).items():
-            reference = wanted[name]
-            if not isinstance(reference, np.ndarray) or reference.dtype.kind != "f":
-                continue
-            wide = reference.astype(np.float64)
-            lost = np.square(got.astype(np.float64) - wide).sum() if got.shape == reference.shape else np.inf
-            signal[name] = signal.get(name, 0.0) + float(np.square(wide).sum())
-            noise[name] = noise.get(name, 0.0) + float(lost)
-    return min((ratio_db(signal[name], noise[name]) for name in signal), default=float("inf"))
+        found = session.run(inputs)
+        floats = [name for name, value in wanted.items() if isinstance(value, np.ndarray) and value.dtype.kind == "f"]
+        if any(name not in found or found[name].shape != wanted[name].shape for name in floats):
+            return -float("inf")
+        comparer.add({name: wanted[name] for name in floats}, {name: found[name] for name in floats})
+    ratio = comparer.result().sqnr_db
+    return float("inf") if ratio is None else ratio

@@ -1,7 +1,8 @@
-"""How far quantization moves the mean of each channel, layer after layer, each behind layers that are put right."""
+"""Measures the mean shift that quantization causes per channel, layer by layer, behind layers already corrected."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from graphopt.runtime.data import Feeds
 from graphopt.runtime.session import Session, serialized, threads_for_samples
 from graphopt.runtime.taps import cut
 
-_SAMPLES = 64
+MOST = 64
+"""The means are those of so many samples, the first ones."""
 _HELD = 1 << 27
 _SHARE = "graphopt/share"
 FEWEST = 16
@@ -34,18 +36,18 @@ class Means:
 
     def __init__(self, model: Model, tensors: Mapping[str, Channels], samples: int) -> None:
         """Look at these tensors, all of them computed in the main graph; there are so many samples, or more."""
-        self._model, self._tensors, self._threads = model, tensors, threads_for_samples(model)
+        self._tensors, self._threads = tensors, threads_for_samples(model)
         graph = to_proto(model, weights=False).graph
         computed = {name for node in graph.node for name in node.output}
         self._ends = [info.name for info in graph.output if info.name in computed]
         self.names = [*map(_mean, tensors), *self._ends] if tensors else []
         self._means, self._outputs = list[tuple[int, NDArray[np.float32]]](), dict[int, Feeds]()
         self._shapes: dict[str, tuple[int, ...]] = {}
-        self._samples, self._all, self._room = 0, min(samples, _SAMPLES), _HELD
+        self._samples, self._all, self._room = 0, min(samples, MOST), _HELD
 
-    def form(self) -> onnx.ModelProto:
-        """Return the model as it is now, with the means among its tensors."""
-        return _telling(to_proto(self._model), self._tensors)
+    def form(self, model: Model) -> onnx.ModelProto:
+        """Return the model with the means among its tensors."""
+        return _telling(to_proto(model), self._tensors)
 
     def add(self, found: Mapping[str, Any], samples: int) -> None:
         """See the tensors of a run on so many samples."""
@@ -63,14 +65,18 @@ class Means:
         if self._room >= 0 or not self._outputs:
             self._outputs[len(self._means) - 1] = outputs
 
-    def narrow(self, names: Iterable[str]) -> None:
-        """Correct only these tensors: those of layers that stay float keep what they have."""
-        chosen = set(names)
-        kept = {name: channels for name, channels in self._tensors.items() if name in chosen}
-        runs = [(samples, self._split(flat)) for samples, flat in self._means] if kept else []
-        self._means = [(samples, np.concatenate([parts[n].reshape(-1) for n in kept])) for samples, parts in runs]
-        self._shapes = {name: shape for name, shape in self._shapes.items() if name in chosen}
-        self._tensors = kept
+    def covers(self, tensors: Iterable[str]) -> bool:
+        """Whether the means of all these tensors were asked for."""
+        return set(tensors) <= set(self._tensors)
+
+    def narrowed(self, names: Iterable[str]) -> "Means":
+        """Return the means of these tensors alone: those of layers that stay float keep what they have."""
+        chosen, fewer = set(names), copy(self)
+        fewer._tensors = {name: channels for name, channels in self._tensors.items() if name in chosen}
+        runs = [(samples, self._split(flat)) for samples, flat in self._means] if fewer._tensors else []
+        fewer._means = [(n, np.concatenate([parts[name].reshape(-1) for name in fewer._tensors])) for n, parts in runs]
+        fewer._shapes = {name: shape for name, shape in self._shapes.items() if name in chosen}
+        return fewer
 
     def shifts(self, after: Model, portions: Callable[[], Iterable[Feeds]]) -> dict[str, Floats]:
         """Return for each tensor what to add to its channels so that ``after`` has the same means.

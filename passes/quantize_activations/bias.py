@@ -41,6 +41,11 @@ class Bias:
     scale: Floats | None = None
     shift: Floats | None = None
 
+    @property
+    def nbytes(self) -> int:
+        """How many bytes it takes as an integer with its scales; 0 if it stays a float, as it was."""
+        return 0 if self.scale is None else self.values.size * 8
+
     def write(self, view: GraphView) -> None:
         """Store it: int32 with DequantizeLinear, or as it was but for the shift."""
         values = self.values if self.shift is None else self.values + self.shift

@@ -9,23 +9,24 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt import GraphView, Lossy, Pass, PassResult, Rewritten, Skip, Skipped, option
-from graphopt.graph.biases import Bias, find_bias, with_room_for
 from graphopt.graph.dequantize import PER_AXIS_OPSET, PREFERRED_OPSET, Writer, is_dequantized
-from graphopt.graph.qdq import Placement, insert, parameters, place
 from graphopt.graph.view import is_op
 from graphopt.graph.weights import Weight, computed_from, find_weights, is_float
 from graphopt.numerics.grouping import Grouping
-from graphopt.numerics.histogram import Observer
-from graphopt.numerics.quantization import TYPES, Affine, quantize
-from graphopt.runtime.capture import Runs
-from graphopt.runtime.feeds import Data, generate
+from graphopt.numerics.quantization import TYPES, Affine, Quantized, quantize
 from graphopt.runtime.operands import Operand, require_operands
 from graphopt.runtime.sensitivity import bearable, rank, worst_sqnr
 from graphopt.runtime.session import Session
-from graphopt.runtime.shifts import FEWEST, Means
 
-_Parameters = tuple[NDArray[Any], NDArray[Any]]
+from .bias import Bias, find_bias, with_room_for
+from .calibration import Calibration
+from .placement import Placement, insert, normalize_kernels, parameters, place
+from .reach import end
+
 _EIGHT_BITS = Affine(TYPES["int8"])
+
+
+_UNSIGNED = Affine(TYPES["uint8"], symmetric=False)
 
 
 @dataclass(frozen=True)
@@ -36,8 +37,15 @@ class _Target:
     activations: Affine
     bias: bool = True
 
+    def affine(self, opset: int) -> Affine:
+        """Return the form of activations.
 
-_UNSIGNED = Affine(TYPES["uint8"], symmetric=False)
+        On x86, ONNX Runtime 1.32 makes uint8 of int8, and from opset 21 on a QuantizeLinear that it has moved past a
+        Reshape or Transpose does not load then. So there int8 with a zero point of its own is written as uint8.
+        """
+        return _UNSIGNED if opset >= 21 and not self.activations.symmetric else self.activations
+
+
 _TARGETS = {
     "cpu": _Target(("Conv", "Gemm", "MatMul"), _UNSIGNED),
     "openvino": _Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), _UNSIGNED, bias=False),
@@ -54,6 +62,18 @@ class _Layer:
 
     node: gs.Node
     operand: Operand
+
+
+@dataclass(frozen=True)
+class _Scale:
+    """How a group of tensors is quantized: scale and zero point, and the rule if it is another than asked for."""
+
+    scale: NDArray[Any]
+    zero: NDArray[Any]
+    rule: str = ""
+
+    def __str__(self) -> str:
+        return f"{float(self.scale):.3g}" + (f" by {self.rule}" if self.rule else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +99,7 @@ class QuantizeActivations(Pass):
     name = "quantize-activations"
     contract = Lossy(min_sqnr_db=8.0)
     compresses = True
+    demotions = ("range",)
 
     target: Literal["cpu", "openvino", "tensorrt", "generic"] = option(
         "cpu", "The runtime whose integer kernels are to be met: ONNX Runtime's CPU provider, OpenVINO, TensorRT, any."
@@ -104,49 +125,52 @@ class QuantizeActivations(Pass):
             low = f"opset {view.opset} has no scales per channel, they come with opset {PER_AXIS_OPSET}"
             skipped |= {view.site(layer.node): low for layer in layers}
             layers = []
-        rewritten = self._calibrate_and_apply(view, layers, skipped) if layers else {}
+        rewritten = self._calibrate_and_apply(view, layers, skipped) if layers else []
         return PassResult(
-            tuple(Rewritten(site, detail) for site, detail in rewritten.items()),
+            tuple(rewritten),
             tuple(Skipped(site, reason) for site, reason in skipped.items()),
         )
 
-    def _calibrate_and_apply(self, view: GraphView, layers: list[_Layer], skipped: dict[str, str]) -> dict[str, str]:
+    def _calibrate_and_apply(self, view: GraphView, layers: list[_Layer], skipped: dict[str, str]) -> list[Rewritten]:
         """Calibrate, quantize those of the layers that the model bears, say of the others why not, correct biases."""
-        data = view.calibration if view.calibration is not None else generate(view.model)
-        observers, means, data = self._watch(view, layers, data)
-        notes = self._rank(view, layers, observers, data)
+        seen = Calibration.of(view, self.samples, exact=self.range != "minmax")
+        self._watch(view, layers, seen)
+        notes = self._rank(view, layers, seen)
         skipped |= {site: note for site, (chosen, note) in notes.items() if not chosen}
         layers = [layer for layer in layers if view.site(layer.node) not in skipped]
-        rewritten, biases = self._apply(view, layers, observers)
+        rewritten, biases = self._apply(view, layers, seen)
         view.edit.settle()
-        means.narrow(str(bias.output.name) for bias in biases)
-        shifts = means.shifts(view.model, lambda: data.batches(self.samples))
+        shifts = self._shifts(view, biases, seen)
         for bias in biases:
             bias.shift = shifts.get(str(bias.output.name))
             bias.write(view)
-        warning = "; generated inputs: do not trust its accuracy" if data.generated else ""
-        return {
-            site: detail + (f"; {notes[site][1]}" if site in notes else "") + warning
-            for site, detail in rewritten.items()
-        }
+        warning = "; generated inputs: do not trust its accuracy" if seen.data.generated else ""
+        return [
+            replace(done, detail=done.detail + (f"; {notes[done.site][1]}" if done.site in notes else "") + warning)
+            for done in rewritten
+        ]
 
-    def _watch(self, view: GraphView, layers: list[_Layer], data: Data) -> tuple[dict[str, Observer], Means, Data]:
-        """Run the model; return what was seen of each tensor to quantize, of outputs to correct, and the runs' data."""
+    def _watch(self, view: GraphView, layers: list[_Layer], seen: Calibration) -> None:
+        """See each tensor to quantize, and the means of outputs to correct."""
         placement = place(view, [layer.node for layer in layers])
-        observers = {str(t.name): Observer(self.range == "minmax") for t in placement.tensors.values()}
-        count = min(data.size, self.samples)
-        corrected = self.bias_correction and not data.generated and count >= FEWEST
-        ends = [(each.node, each.operand) for each in layers if corrected]
+        ends = [(each.node, each.operand) for each in layers if self._corrects(view, seen)]
         biases = [find_bias(view, node, operand.values.shape, operand.axis) for node, operand in ends]
-        means = Means(view.model, {str(b.output.name): (b.axis, b.rank) for b in biases if b is not None}, count)
-        runs = Runs(view.model, [*observers, *means.names], data, self.samples, means.form)
-        for samples, tensors in runs:
-            means.add(tensors, samples)
-            for name, observer in observers.items():
-                if isinstance(tensors[name], np.ndarray):
-                    observer.add(tensors[name])
-            del tensors  # the next run would come on top of them
-        return observers, means, runs.data
+        outputs = {str(b.output.name): (b.axis, b.rank) for b in biases if b is not None}
+        seen.watch(view, [str(tensor.name) for tensor in placement.tensors.values()], outputs)
+
+    def _corrects(self, view: GraphView, seen: Calibration) -> bool:
+        """Whether biases are corrected; while sites are only ranked by what they cost, they are not."""
+        return self.bias_correction and seen.corrects and not view.memory.get("probing", False)
+
+    def _shifts(self, view: GraphView, biases: list[Bias], seen: Calibration) -> Mapping[str, NDArray[np.float64]]:
+        """Return what to add to the outputs of quantized layers; it depends on all that is quantized, and how."""
+        if not biases or not self._corrects(view, seen) or seen.means is None or seen.is_skewed():
+            return {}
+        names = [str(bias.output.name) for bias in biases]
+        key = tuple(names), tuple(sorted(view.demotions.items())), tuple(sorted(view.vetoes))
+        if key not in seen.shifts:
+            seen.shifts[key] = seen.means.narrowed(names).shifts(view.model, lambda: seen.data.batches(self.samples))
+        return seen.shifts[key]
 
     def _layers(self, view: GraphView) -> tuple[list[_Layer], dict[str, str]]:
         """Return the layers to quantize, and why others are left."""
@@ -193,23 +217,24 @@ class QuantizeActivations(Pass):
                 raise Skip(f"{data.name!r} is constant, fold constants first")
         return operands
 
-    def _rank(
-        self, view: GraphView, layers: list[_Layer], observers: Mapping[str, Observer], data: Data
-    ) -> dict[str, tuple[bool, str]]:
+    def _rank(self, view: GraphView, layers: list[_Layer], seen: Calibration) -> dict[str, tuple[bool, str]]:
         """Return for each layer whether to quantize it and how sensitive it is; nothing if the model bears them all."""
         if self.min_sqnr is None:
             return {}
-        feeds = list(data.batches(_RANKING_SAMPLES))
+        feeds = list(seen.data.batches(_RANKING_SAMPLES))
         session = Session(view.model)
         expected = [session.run(each) for each in feeds]
 
         def measure(sites: Sequence[str]) -> float:
-            trial = GraphView(view.model.copy(), view.vetoes)
-            chosen = [layer for layer in self._layers(trial)[0] if trial.site(layer.node) in sites]
-            for bias in self._apply(trial, chosen, observers)[1]:
-                bias.write(trial)
-            trial.edit.settle()
-            return worst_sqnr(trial.model, feeds, expected)
+            key = tuple(sorted(sites)), tuple(sorted(view.demotions.items()))
+            if key not in seen.ratios:
+                trial = GraphView(view.model.copy(), view.vetoes, demotions=view.demotions)
+                chosen = [layer for layer in self._layers(trial)[0] if trial.site(layer.node) in sites]
+                for bias in self._apply(trial, chosen, seen)[1]:
+                    bias.write(trial)
+                trial.edit.settle()
+                seen.ratios[key] = worst_sqnr(trial.model, feeds, expected)
+            return seen.ratios[key]
 
         every = [view.site(layer.node) for layer in layers]
         if measure(every) >= self.min_sqnr:
@@ -226,47 +251,89 @@ class QuantizeActivations(Pass):
             for site, alone in ranking.items()
         }
 
-    def _apply(
-        self, view: GraphView, layers: list[_Layer], observers: Mapping[str, Observer]
-    ) -> tuple[dict[str, str], list[Bias]]:
-        """Quantize these layers and what lies between them; return the details by site, and biases to be written."""
+    def _apply(self, view: GraphView, layers: list[_Layer], seen: Calibration) -> tuple[list[Rewritten], list[Bias]]:
+        """Quantize these layers and what lies between them; return what was done, and biases to be written."""
         placement = place(view, [layer.node for layer in layers])
-        ranges = self._ranges(placement, observers)
-        details, biases = dict[str, str](), list[Bias]()
+        scales = self._scales(view, placement, layers, seen)
+        found: dict[str, Rewritten] = {}
+        biases: list[Bias] = []
         chosen: dict[int, list[_Layer]] = {}
         for layer in layers:
             chosen.setdefault(id(layer.operand), []).append(layer)
         for sharing in chosen.values():
             nodes = [layer.node for layer in sharing]
-            done = self._quantize_operand(view, sharing[0].operand, nodes, ranges)
-            for node, (detail, bias) in zip(nodes, done, strict=True):
-                details[view.site(node)] = detail
+            stories = [self._story(view, node, placement, scales, seen) for node in nodes]
+            done = self._quantize_operand(view, sharing[0].operand, nodes, scales)
+            for node, story, (weight, nbytes, bias) in zip(nodes, stories, done, strict=True):
+                found[view.site(node)] = Rewritten(view.site(node), f"{weight}; {story}", nbytes)
                 biases += [] if bias is None else [bias]
-        self._insert(view, placement, ranges)
-        return details, biases
-
-    def _ranges(self, placement: Placement, observers: Mapping[str, Observer]) -> dict[int, _Parameters]:
-        """Return scale and zero point of each tensor to quantize, by its id."""
-        affine = _TARGETS[self.target].activations
-        ranges: dict[int, _Parameters] = {}
+        normalize_kernels(view, placement)
         for group in placement.groups():
-            seen = [observers[str(t.name)] for t in group if observers[str(t.name)].seen]
-            bounds = [observer.bounds(self.range, self.percentile, affine) for observer in seen] or [(0.0, 0.0)]
-            found = parameters(affine, min(low for low, _ in bounds), max(high for _, high in bounds))
-            ranges |= {id(tensor): found for tensor in group}
-        return ranges
+            chosen_scale, name = scales[id(group[0])], str(group[0].name)
+            constants = [view.edit.constant(f"{name}_s", chosen_scale.scale)]
+            constants.append(view.edit.constant(f"{name}_z", chosen_scale.zero))
+            for tensor in group:
+                insert(view, placement, tensor, *constants)
+        return [found[view.site(layer.node)] for layer in layers], biases
+
+    def _scales(
+        self, view: GraphView, placement: Placement, layers: list[_Layer], seen: Calibration
+    ) -> dict[int, _Scale]:
+        """Return how each tensor is quantized, by its id; more carefully what a demoted layer reads and gives out."""
+        careful = {
+            placement.root(tensor)
+            for layer in layers
+            if view.demotions.get(view.site(layer.node), 0) > 0
+            for tensor in (layer.node.inputs[0], end(view, layer.node))
+            if tensor in placement
+        }
+        scales: dict[int, _Scale] = {}
+        for group in placement.groups():
+            found = self._group_scale([str(tensor.name) for tensor in group], seen, view.opset, careful=False)
+            if placement.root(group[0]) in careful:
+                better = self._group_scale([str(tensor.name) for tensor in group], seen, view.opset, careful=True)
+                found = found if (better.scale, better.zero) == (found.scale, found.zero) else better
+            scales |= {id(tensor): found for tensor in group}
+        return scales
+
+    def _group_scale(self, names: list[str], seen: Calibration, opset: int, *, careful: bool) -> _Scale:
+        """Return scale and zero point for tensors that share them."""
+        affine = _TARGETS[self.target].affine(opset)
+        if careful:
+            ranges = [seen.best(name, self.percentile, affine) for name in names]
+        else:
+            ranges = [seen.chosen(name, self.range, self.percentile, affine) for name in names]
+        known = [each for each in ranges if each is not None]
+        low, high = min((each.low for each in known), default=0.0), max((each.high for each in known), default=0.0)
+        rules = " and ".join(dict.fromkeys(each.rule for each in known))
+        return _Scale(*parameters(affine, low, high), rules if careful else "")
+
+    def _story(
+        self, view: GraphView, node: gs.Node, placement: Placement, scales: Mapping[int, _Scale], seen: Calibration
+    ) -> str:
+        """Say how a layer's input is quantized, and its output where that is not by the rule that was asked for."""
+        given, out = node.inputs[0], end(view, node)
+        story = f"input scale {scales[id(given)]}"
+        if out in placement and scales[id(out)].rule:
+            story += f"; output scale {scales[id(out)]}"
+        loud = seen.loudness(str(given.name))
+        return f"{story}; {loud}" if loud else story
 
     def _quantize_operand(
-        self, view: GraphView, operand: Operand, nodes: list[gs.Node], ranges: Mapping[int, _Parameters]
-    ) -> list[tuple[str, Bias | None]]:
-        """Quantize what these layers read as their weight; return for each the detail for the report, and its bias."""
+        self, view: GraphView, operand: Operand, nodes: list[gs.Node], scales: Mapping[int, _Scale]
+    ) -> list[tuple[str, int, Bias | None]]:
+        """Quantize what these layers read as their weight.
+
+        Returns:
+            For each layer what was done, the bytes that this takes, and its bias. The first one bears the weight's.
+        """
         values = operand.values
-        scales = [float(ranges[id(node.inputs[0])][0]) for node in nodes]
+        given = [float(scales[id(node.inputs[0])].scale) for node in nodes]
         biases = [find_bias(view, node, values.shape, operand.axis) for node in nodes]
         quantized = quantize(values, _EIGHT_BITS, Grouping(operand.axis))
         integer = [
             (bias, scale)
-            for bias, scale in zip(biases, scales, strict=True)
+            for bias, scale in zip(biases, given, strict=True)
             if bias is not None and bias.fits and _TARGETS[self.target].bias
         ]
         if integer:
@@ -279,16 +346,16 @@ class QuantizeActivations(Pass):
         source, home = operand.store(view, nodes)
         Writer(view, source, home, values.dtype).write(quantized, "dq")
         done = f"{operand.name!r} to int8 {quantized.grouping}, {quantized.sqnr_db:.1f} dB"
-        return [(f"{done}; input scale {scale:.3g}", bias) for scale, bias in zip(scales, biases, strict=True)]
+        return [
+            (done, (0 if index else _nbytes(quantized)) + (0 if bias is None else bias.nbytes), bias)
+            for index, bias in enumerate(biases)
+        ]
 
-    def _insert(self, view: GraphView, placement: Placement, ranges: Mapping[int, _Parameters]) -> None:
-        """Put the Q and DQ nodes in; a group shares its constants."""
-        for group in placement.groups():
-            scale, zero = ranges[id(group[0])]
-            name = str(group[0].name)
-            constants = view.edit.constant(f"{name}_s", scale), view.edit.constant(f"{name}_z", zero)
-            for tensor in group:
-                insert(view, tensor, *constants)
+
+def _nbytes(quantized: Quantized) -> int:
+    """Return the bytes of levels, scales and zero points."""
+    zero = 0 if quantized.zero_point is None else quantized.zero_point.nbytes
+    return quantized.levels.nbytes + quantized.scale.nbytes + zero
 
 
 def _left_float(view: GraphView, weight: Weight) -> dict[str, str]:
