@@ -10,6 +10,7 @@ all that it starts, every 20 ms. Runs go one behind the other. Only Linux has th
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -37,17 +38,27 @@ class Proof:
     verdict: str
 
 
-def processes(session: int) -> Iterator[int]:
-    """Yield the ids of the processes of a session, that is a process that leads it and all that it started."""
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended
-            continue
-        if int(fields[3]) == session:
-            yield int(folder.name)
+class Tree:
+    """A process that leads a session, and all that it started."""
+
+    def __init__(self, leader: int) -> None:
+        """Take the process's id."""
+        self.leader = leader
+        self.others: set[str] = set()
+
+    def processes(self) -> Iterator[int]:
+        """Yield the ids of those that run now."""
+        for name in os.listdir("/proc"):
+            if not name.isdigit() or name in self.others:
+                continue
+            try:
+                fields = Path(f"/proc/{name}/stat").read_text().rpartition(")")[2].split()
+            except OSError:  # it has ended
+                continue
+            if int(fields[3]) == self.leader:
+                yield int(name)
+            else:
+                self.others.add(name)
 
 
 def anonymous(process: int) -> int:
@@ -79,8 +90,9 @@ def prove(graphopt: str, model: Path, call: list[str], data: Path | None, log: P
         with (Path(folder) / "output").open("w+") as output:
             start, before, peak = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN), 0
             process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True)
+            tree = Tree(process.pid)
             while process.poll() is None:
-                peak = max(peak, sum(map(anonymous, processes(process.pid))))
+                peak = max(peak, sum(map(anonymous, tree.processes())))
                 time.sleep(INTERVAL)
             seconds, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
             output.seek(0)
@@ -89,7 +101,7 @@ def prove(graphopt: str, model: Path, call: list[str], data: Path | None, log: P
             with log.open("a") as kept:
                 kept.write(f"$ {' '.join(command)}\n{said}\n")
         spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-        name = f"{model.parent.name}/{model.stem}" if model.name == "model.onnx" else model.stem
+        name = model.parent.name if model.name == "model.onnx" else model.stem
         result = size(target) if target.exists() else 0
         said = verdict(said)
         return Proof(name, " ".join(call), seconds, spent, peak, size(model), result, process.returncode, said)
