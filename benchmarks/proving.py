@@ -3,8 +3,8 @@
     python benchmarks/proving.py MODEL... [--graphopt PATH] [--data] [--json FILE] [-- PASS OPTIONS]
 
 Each run is a whole process, ``graphopt optimize MODEL RESULT PASS OPTIONS``, with ``quantize-weights`` where nothing
-follows ``--``. The ruling limit of memory is that of anonymous pages, which the system cannot drop and read again from
-a file; the peak that the kernel keeps (VmHWM) counts mapped files too. So ``RssAnon`` is summed over the process and
+follows ``--``. Memory is that of anonymous pages, which the system cannot drop and read again from a file; the peak
+that the kernel keeps (VmHWM) counts mapped files too. So ``RssAnon`` is summed over the process and
 all that it starts, every 20 ms. Runs go one behind the other. Only Linux has these figures.
 """
 
@@ -76,10 +76,11 @@ def size(model: Path) -> int:
 
 
 def verdict(output: str) -> str:
-    """Return the line that says how the check of the whole run went, else the last line."""
-    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    """Return what graphopt reports: its first error, else the check of the whole run, else its last line."""
+    lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("graphopt: ")]
     checks = [line for line in lines if line.startswith("check ")]
-    return " ".join((checks or lines or ["nothing said"])[-1].split())
+    return (errors or checks[-1:] or lines[-1:] or ["nothing"])[0]
 
 
 def prove(graphopt: str, model: Path, call: list[str], data: Path | None, log: Path | None) -> Proof:
