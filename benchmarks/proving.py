@@ -3,9 +3,9 @@
     python benchmarks/proving.py MODEL... [--graphopt PATH] [--data] [--json FILE] [-- PASS OPTIONS]
 
 Each run is a whole process, ``graphopt optimize MODEL RESULT PASS OPTIONS``, with ``quantize-weights`` where nothing
-follows ``--``. Memory is that of anonymous pages, which the system cannot drop and read again from a file; the peak
-that the kernel keeps (VmHWM) counts mapped files too. So ``RssAnon`` is summed over the process and
-all that it starts, every 20 ms. Runs go one behind the other. Only Linux has these figures.
+follows ``--``. Runs go one behind the other. Memory is that of anonymous pages (``RssAnon``), which the system cannot
+drop and read again from a file, summed over the process and all that it starts, every 20 ms; the peak that the kernel
+keeps (``VmHWM``) counts mapped files too. Only Linux has these figures.
 """
 
 import argparse
