@@ -80,7 +80,7 @@ def verdict(output: str) -> str:
     lines = [" ".join(line.split()) for line in output.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("graphopt: ")]
     checks = [line for line in lines if line.startswith("check ")]
-    return (errors or checks[-1:] or lines[-1:] or ["nothing"])[0]
+    return (errors or checks or lines[-1:] or ["nothing"])[0]
 
 
 def prove(graphopt: str, model: Path, call: list[str], data: Path | None, log: Path | None) -> Proof:
