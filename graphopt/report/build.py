@@ -111,18 +111,21 @@ def _figures(report: "Report") -> Section:
     heads = ("", "before", "after", "of the original")
     return Section(
         "figures",
-        "Before and after",
+        "",
         tuple(_conditions(report)),
         (Table("", heads, tuple(rows), frozenset({1, 2, 3})),),
     )
 
 
 def _conditions(report: "Report") -> Iterator[Line]:
-    """Say how the latency compares, and how it was measured."""
+    """Say in a line each what the check found, how the latency compares, and how it was measured."""
+    if (check := report.check) is not None:
+        found = f"largest difference {largest(check).partition(' (')[0]}, SQNR {sqnr(check)}"
+        yield Line(f"check      {'holds' if check.holds else 'BROKEN'}: {found}", "" if check.holds else "bad")
     if (latency := report.latency) is not None:
         samples = plural(latency.samples, "sample")
         yield Line(
-            f"latency: {latency.ratio:.2f} times the original's, in a default session on one thread, {samples} a run;"
+            f"latency    {latency.ratio:.2f} times the original's, in a default session on one thread, {samples} a run;"
             f" equal models differ by up to {latency.noise:.0%}"
         )
 

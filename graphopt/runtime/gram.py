@@ -55,7 +55,7 @@ class Seen:
         """Choose the levels by GPTQ and correct the bias, as asked; return the weight and what was done.
 
         Scales and zero points stay. The layers behind will see the result. What the data cannot carry is not fitted:
-        the levels are the nearest ones with fewer than two rows for each column, biases stay with fewer than 16 samples.
+        levels are the nearest with fewer than two rows for each column, biases stay with fewer than 16 samples.
 
         Raises:
             Skip: The new values overflow the layer's type.
