@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from graphopt.bisect import Treatment
 
 MAX_ROUNDS = 24
-MAX_PROBES = 48
+MAX_PROBES = 32
 _FIRST_GROUPS = 16
 _MARGIN = 0.8
 """So much of the noise that the floor allows is aimed at."""
+
+_ENOUGH = 0.4
+"""Groups that make less of the noise that the floor allows need not be known site by site."""
 
 _FORM = "form"
 _LEFT = {"form": 1.0, "range": 0.5, "blocks": 0.4, "bits": 0.01}
@@ -61,7 +64,7 @@ def rank(sites: Sequence[str], probe: Probe, floor: float) -> Ranking:
     probes = len(known)
     while probes < MAX_PROBES:
         open_groups = [each for each in known if len(each[1]) > 1]
-        if not open_groups or sum(noise for noise, _ in open_groups) < 0.1 * floor:
+        if not open_groups or sum(noise for noise, _ in open_groups) < _ENOUGH * floor:
             break
         worst = max(open_groups, key=lambda each: each[0])
         known.remove(worst)

@@ -24,7 +24,7 @@ from graphopt.runtime.feeds import Data
 from graphopt.subject import Subject
 
 CHECK_SAMPLES = 128
-PROBE_SAMPLES = 16
+PROBE_SAMPLES = 8
 MAX_CULPRITS = 16
 MAX_LOSSY_CULPRITS = 4
 """The noise of a lossy pass comes from all of its sites: taking many of them out one by one explains nothing."""

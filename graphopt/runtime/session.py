@@ -139,8 +139,8 @@ class Session:
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if not self.optimize:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-            # Weights that lie in a file stay mapped if kernels do not repack them.
-            settings.add_session_config_entry("session.disable_prepacking", "1")
+            if not isinstance(source, bytes):  # weights that lie in a file stay mapped if kernels do not repack them
+                settings.add_session_config_entry("session.disable_prepacking", "1")
         if self._profile is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(self._profile)

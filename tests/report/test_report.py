@@ -165,7 +165,7 @@ def test_a_slower_result_and_demoted_sites_come_first() -> None:
 def test_slower_is_said_beyond_noise_only(after: float, slower: bool) -> None:
     report = replace(sample(), latency=Latency(1.0, after, 1, 0.05))
     assert ("Slower" in text_of(report)) == slower
-    assert f"latency: {after:.2f} times the original's" in text_of(report)
+    assert f"latency    {after:.2f} times the original's" in text_of(report)
     assert json.loads(report.to_json())["latency"]["slower"] is slower
     assert report.latency_ms == (1.0, after)
 
