@@ -19,6 +19,7 @@ PREFERRED_OPSET = 19
 FP16_SCALE_OPSET = 19
 PER_AXIS_OPSET = 13
 BLOCK_OPSET = 21
+_PICKABLE_BITS = 8
 _CAST_OPSETS = {"int4": 21, "uint4": 21, "int3": 21, "uint3": 21, "int2": 25, "float8": 19}
 
 
@@ -36,10 +37,12 @@ class Lookup:
 
     Attributes:
         node: The operator.
+        axis: The axis that it picks along, counted from the front; None where that plays no part.
         shape: What to reshape its result to, if the table's blocks have an axis of their own; 0 keeps a dimension.
     """
 
     node: gs.Node
+    axis: int | None = None
     shape: tuple[int, ...] | None = None
 
 
@@ -71,20 +74,19 @@ class Writer:
         if not same:
             self._add("Cast", [last], result, to=_onnx_type(self._dtype))
 
-    def write_products(self, quantized: Quantized, layers: Sequence[gs.Node], transposed: bool) -> None:
-        """Give each MatMul or Gemm a DequantizeLinear of its own, on shared integers, as input 1.
+    def write_product(self, quantized: Quantized, layer: gs.Node, transposed: bool) -> None:
+        """Give a MatMul or Gemm, the only reader, a DequantizeLinear as its input 1.
 
         ``transposed`` stores the matrix the other way round, so that neither a Transpose nor a Gemm has to turn it.
         """
         quantized = _turned(quantized) if transposed else quantized
         inputs = [self._constant("q", quantized.levels), *self._parameters(quantized)]
-        for layer in layers:
-            result = self._view.edit.variable(f"{self._name}_d")
-            node = self._view.edit.add_node(layer, "DequantizeLinear", inputs, [result], _axis(quantized.grouping))
-            node.name = ""
-            self._view.edit.set_input(layer, 1, result)
-            if transposed:
-                layer.attrs.pop("transB", None)
+        result = self._view.edit.variable(f"{self._name}_d")
+        node = self._view.edit.add_node(layer, "DequantizeLinear", inputs, [result], _axis(quantized.grouping))
+        node.name = ""
+        self._view.edit.set_input(layer, 1, result)
+        if transposed:
+            layer.attrs.pop("transB", None)
 
     def write_rows(self, quantized: Quantized, lookups: Sequence[Lookup]) -> None:
         """Let look-ups pick integers and scales, and multiply what they picked.
@@ -93,22 +95,31 @@ class Writer:
         fewer than 8 bits: these are cast to 8 bits, which it does once, when it loads the model.
         """
         levels, scale, zero = broadcastable(quantized)
-        table: gs.Tensor = self._constant("q", levels)
-        if quantized.affine.kind.stored_bits < np.dtype(np.int8).itemsize * 8:
-            wide = np.dtype(np.int8 if quantized.affine.kind.signed else np.uint8)
-            packed, table = table, self._view.edit.variable(f"{self._name}_qw")
-            self._add("Cast", [packed], table, to=_onnx_type(wide))
-        stored_scale = self._constant("s", scale)
-        stored_zero = None if zero is None else self._constant("z", zero)
+        parameters = [self._constant("s", scale), *([] if zero is None else [self._pickable(quantized, "z", zero)])]
+        table = self._pickable(quantized, "q", levels)
         for lookup in lookups:
-            self._pick(lookup, table, stored_scale, stored_zero)
+            self._pick(lookup, table, parameters)
 
-    def _pick(self, lookup: Lookup, table: gs.Tensor, scale: gs.Constant, zero: gs.Constant | None) -> None:
+    def _pickable(self, quantized: Quantized, suffix: str, values: NDArray[Any]) -> gs.Tensor:
+        """Store levels or zero points, and cast them to 8 bits if they have fewer."""
+        stored, kind = self._constant(suffix, values), quantized.affine.kind
+        if kind.stored_bits >= _PICKABLE_BITS or not values.ndim:
+            return stored
+        wide = np.dtype(np.int8 if kind.signed else np.uint8)
+        result = self._view.edit.variable(f"{self._name}_{suffix}w", gs.Variable("", wide))
+        self._add("Cast", [stored], result, to=_onnx_type(wide))
+        return result
+
+    def _pick(self, lookup: Lookup, table: gs.Tensor, parameters: Sequence[gs.Tensor]) -> None:
         """Replace one Gather or Slice: what it picked is cast, shifted and scaled."""
         edit, node, out = self._view.edit, lookup.node, lookup.node.outputs[0]
-        where, attrs, real = list(node.inputs)[1:], dict(node.attrs), _onnx_type(scale.dtype)
+        where, attrs, kind = list(node.inputs)[1:], dict(node.attrs), parameters[0].dtype
+        if lookup.axis is not None and node.op == "Gather":
+            attrs["axis"] = lookup.axis
+        elif lookup.axis is not None:
+            where[2] = self._constant("a", np.array([lookup.axis], np.int64))
         edit.remove([node])
-        same = scale.dtype == self._dtype
+        same = kind == self._dtype
 
         def add(op: str, inputs: list[gs.Tensor], last: bool = False, **more: Any) -> gs.Tensor:
             result = out if last else edit.variable(f"{out.name}_r")
@@ -118,10 +129,10 @@ class Writer:
         def picked(tensor: gs.Tensor) -> gs.Tensor:
             return tensor if tensor.shape == () else add(node.op, [tensor, *where], **attrs)
 
-        rows = add("Cast", [picked(table)], to=real)
-        if zero is not None:
-            rows = add("Sub", [rows, add("Cast", [picked(zero)], to=real)])
-        rows = add("Mul", [rows, picked(scale)], last=same and lookup.shape is None)
+        rows = add("Cast", [picked(table)], to=_onnx_type(kind))
+        for zero in parameters[1:]:
+            rows = add("Sub", [rows, add("Cast", [picked(zero)], to=_onnx_type(kind))])
+        rows = add("Mul", [rows, picked(parameters[0])], last=same and lookup.shape is None)
         if lookup.shape is not None:
             rows = add("Reshape", [rows, self._constant("h", np.array(lookup.shape, np.int64))], last=same)
         if not same:

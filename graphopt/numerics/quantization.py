@@ -89,13 +89,14 @@ class Affine:
     Symmetric integers of 8 bits and more leave the lowest level unused, so that the range is the same on both sides:
     -127 to 127 for int8. With 4 bits and fewer a level counts: the lowest one stands for the value of largest
     magnitude, and scales are negative where that value is positive (as in llama.cpp's Q4_0 and ONNX Runtime's
-    MatMulNBits quantizer); 1.0 dB better on normal weights in blocks of 32. An unsigned type has its zero point in the
+    MatMulNBits quantizer); 1.0 dB better on normal weights in blocks of 32. Not without ``negative_scales``. An unsigned type has its zero point in the
     middle then. A float type is always symmetric and has no zero point.
     """
 
     kind: QuantizedType
     symmetric: bool = True
     scale_dtype: "np.dtype[Any]" = _FLOAT32
+    negative_scales: bool = True
 
     @property
     def middle(self) -> int:
@@ -146,7 +147,8 @@ class Affine:
     @property
     def uses_all_levels(self) -> bool:
         """Whether the form is symmetric and uses the lowest level too, with scales of either sign."""
-        return self.even and not self.kind.is_float and self.kind.bits <= _FEW_BITS
+        few = not self.kind.is_float and self.kind.bits <= _FEW_BITS
+        return self.even and few and self.negative_scales
 
     @property
     def bottom(self) -> int:

@@ -29,7 +29,7 @@ from graphopt.runtime.gram import Seen, look
 
 from .choice import Chooser, Wish, write
 from .demotion import STEPS
-from .forms import FAST_BLOCK, products
+from .forms import FAST_BLOCK, product
 from .tables import why_no_embedding
 
 _RECURRENT = ("LSTM", "GRU", "RNN")
@@ -71,10 +71,10 @@ class QuantizeWeights(Pass):
     4. A table that only look-ups read (Gather, Slice with computed bounds) is an embedding, and a weight, if it holds
        trained vectors that go into a layer. By their values: 16 columns or more (with fewer, scales for each row eat up
        what is saved, and coordinates, palettes and curves are of that kind); both signs; most of their power around
-       the columns' means, not in them (the means hold 0.00 to 0.12 of it in real embeddings, 0.42 in sinusoids, 0.75 in
-       grids of coordinates); columns that do not all rise or fall from row to row; and columns of like scale, three in
-       four of which keep 10 dB in eight bits with a scale for each row. By their use: the rows reach a layer, a
-       normalization, a Softmax or a sum, or are the output as they are. What is only added to an output is data.
+       the means of columns and rows, not in these (they hold 0.00 to 0.12 of it in real embeddings, 0.42 in sinusoids,
+       0.75 in grids of coordinates); columns that do not all rise or fall from row to row; and columns of like scale,
+       three in four of which keep 10 dB in eight bits with a scale for each row. By their use: the rows reach a layer,
+       a normalization, a Softmax or a sum, or are the output as they are. What is only added to an output is data.
 
     Refused: a weight that is computed from inputs, that the caller can override, that anything but a layer reads, that
     holds NaN or Inf, or that would not get smaller; and any other table, unless ``tables`` is all.
@@ -180,7 +180,7 @@ class QuantizeWeights(Pass):
     def _opset_to_fuse(self, view: GraphView, weight: Weight) -> int:
         """Return the opset for the DequantizeLinear of one weight that is to be fused; 0 if it cannot be."""
         values = view.array(weight.source)
-        found = None if values is None else products(view, weight, values.dtype.name)
+        found = None if values is None else product(view, weight, values.dtype.name)
         if values is None or found is None or weight.summed_axis is None or self.granularity == "tensor":
             return 0
         grouping = Grouping(1 - weight.summed_axis)

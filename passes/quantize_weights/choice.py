@@ -23,7 +23,7 @@ from graphopt.numerics.ladder import MORE_BITS, blocks, climb, finer, ladder
 from graphopt.numerics.quantization import TYPES, Affine, Quantized, QuantizedType, Range
 
 from .demotion import taken
-from .forms import FAST_BLOCK, Products, is_lookup, lookups, products
+from .forms import FAST_BLOCK, Product, is_lookup, lookups, product
 
 Form = Literal["auto", "dq", "qdq", "mul"]
 Granularity = Literal["auto", "tensor", "channel", "block"]
@@ -47,13 +47,13 @@ class Wish:
 class Choice:
     """A quantized weight, what was tried before it, and the operators that it is to be written with.
 
-    ``products`` are the layers that get a DequantizeLinear each; ``lookups`` those that pick rows of integers.
+    ``product`` is a layer that is fused with its DequantizeLinear; ``lookups`` those that pick rows of integers.
     """
 
     best: Quantized
     failed: tuple[Quantized, ...]
     form: Representation
-    products: Products | None = None
+    product: Product | None = None
     lookups: tuple[Lookup, ...] = ()
 
 
@@ -63,7 +63,7 @@ class Chooser:
     def __init__(self, view: GraphView, weight: Weight, values: NDArray[np.generic], wish: Wish, freed: int) -> None:
         self._view, self._weight, self._values, self._wish = view, weight, values, wish
         self._room = 2 * values.nbytes if wish.form == "qdq" else freed - overhead(str(weight.source.name))
-        self._products = products(view, weight, values.dtype.name) if wish.form == "auto" else None
+        self._product = product(view, weight, values.dtype.name) if wish.form == "auto" else None
         self._is_product = any(use.layer.op in ("MatMul", "Gemm") for use in weight.uses)
 
     def choose(self, count: int, corrects: bool) -> tuple[Choice, frozenset[str]]:
@@ -104,10 +104,15 @@ class Chooser:
         return small and self._weight.home.opset >= self._lowest(kind, grouping)
 
     def _affine(self, kind: QuantizedType) -> Affine:
-        """Scales in half precision are for DequantizeLinear alone: ONNX Runtime folds no Mul in half precision."""
+        """Return how values map to a type.
+
+        Scales in half precision are for DequantizeLinear alone: ONNX Runtime folds no Mul in half precision. OpenVINO
+        2026.4 misreads a QuantizeLinear with negative scales.
+        """
         half = self._values.dtype == np.float16 and self._weight.home.opset >= FP16_SCALE_OPSET
         narrow = half and self._wish.form in ("dq", "qdq")
-        return Affine(kind, self._wish.symmetric, np.dtype(np.float16 if narrow else np.float32))
+        scales = np.dtype(np.float16 if narrow else np.float32)
+        return Affine(kind, self._wish.symmetric, scales, negative_scales=self._wish.form != "qdq")
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
@@ -169,22 +174,22 @@ class Chooser:
     # -- operators -----------------------------------------------------------------------------------------------------
 
     def _is_fused(self, kind: QuantizedType, grouping: Grouping) -> bool:
-        return self._products is not None and self._products.take(self._weight, self._values.shape, kind, grouping)
+        return self._product is not None and self._product.take(self._weight, self._values.shape, kind, grouping)
 
     def _formed(self, best: Quantized, failed: list[Quantized], steps: frozenset[str]) -> Choice:
         """Choose the operators."""
         if self._wish.form != "auto":
             return Choice(best, tuple(failed), self._wish.form)
         if "form" not in steps and self._is_fused(best.affine.kind, best.grouping):
-            return Choice(best, tuple(failed), "dq", products=self._products)
+            return Choice(best, tuple(failed), "dq", product=self._product)
         return Choice(best, tuple(failed), "mul", lookups=tuple(lookups(self._view, self._weight, best)))
 
 
 def write(view: GraphView, weight: Weight, dtype: "np.dtype[np.generic]", choice: Choice) -> str:
     """Write a weight as chosen; return the operators in words, empty where the options name them."""
     writer, best = Writer(view, weight.source, weight.home, dtype), choice.best
-    if choice.products is not None:
-        writer.write_products(best, choice.products.layers, choice.products.transposed)
+    if choice.product is not None:
+        writer.write_product(best, choice.product.layer, choice.product.transposed)
         return ", as DequantizeLinear, fused with the product"
     words = []
     if choice.lookups:

@@ -4,7 +4,8 @@ ONNX Runtime (1.32) computes Cast and Mul of constants once, when it loads a mod
 It never folds a DequantizeLinear. It makes MatMulNBits, which computes with int8 activations, of a DequantizeLinear and
 a MatMul or Gemm where all of these hold (read in its QDQ selectors, and tried):
 
-1. the weight is a matrix of 8, 4 or 2 bits, stored in the graph of its layer, and alone behind its DequantizeLinear;
+1. the weight is a matrix of 8, 4 or 2 bits, stored in the graph of its layer, and no other node reads its integers,
+   scales or zero points, or what DequantizeLinear makes of them;
 2. it is the second input of a MatMul, or of a Gemm with transA = transB = 0, alpha = beta = 1 and a bias [N] or none;
 3. scales are one for all, one for each column, or one for blocks of 16, 32, 64 ... values of a column;
 4. no Relu, Clip or QuantizeLinear reads the result, and the layer's input does not come from a DequantizeLinear.
@@ -43,10 +44,10 @@ _LEAST_BLOCK = 16
 
 
 @dataclass(frozen=True)
-class Products:
-    """Layers that ONNX Runtime could compute on a weight's integers; ``transposed``: on the transposed matrix."""
+class Product:
+    """A layer that ONNX Runtime could compute on its weight's integers; ``transposed``: on the transposed matrix."""
 
-    layers: tuple[gs.Node, ...]
+    layer: gs.Node
     transposed: bool
     opset: int
 
@@ -78,21 +79,17 @@ def _is_fast(grouping: Grouping, summed: int, kind: QuantizedType, shape: tuple[
     return kind.stored_bits < 8 or (grouping.block or 0) >= FAST_BLOCK
 
 
-def products(view: GraphView, weight: Weight, dtype: str) -> Products | None:
-    """Return the layers that read a weight, if ONNX Runtime could compute all of them on its integers.
+def product(view: GraphView, weight: Weight, dtype: str) -> Product | None:
+    """Return the layer that reads a weight, if ONNX Runtime could compute it on the weight's integers.
 
-    They read it directly or through a Transpose, all in the same orientation.
+    It reads the weight directly or through a Transpose, and nothing else does.
     """
-    turned = {_orientation(view, weight, use) for use in weight.uses}
-    if dtype != "float32" or len(turned) != 1 or None in turned:
+    if dtype != "float32" or len(weight.uses) != 1:
         return None
-    layers = {id(use.layer): use.layer for use in weight.uses}
-    near = {id(node) for layer in layers.values() for node in (layer, view.producer(layer.inputs[1]))}
-    if any(id(reader) not in near for reader in view.readers(weight.source)):
+    layer, turned = weight.uses[0].layer, _orientation(view, weight, weight.uses[0])
+    if turned is None or view.edit.graph_of(layer) is not weight.home or not _is_plain(view, layer):
         return None
-    if not all(view.edit.graph_of(layer) is weight.home and _is_plain(view, layer) for layer in layers.values()):
-        return None
-    return Products(tuple(layers.values()), bool(turned.pop()), weight.home.opset)
+    return None if len(view.readers(weight.source)) != 1 else Product(layer, turned, weight.home.opset)
 
 
 def _orientation(view: GraphView, weight: Weight, use: WeightUse) -> bool | None:
@@ -137,8 +134,10 @@ def _has_a_value_each(view: GraphView, layer: gs.Node, bias: gs.Tensor) -> bool:
 def lookups(view: GraphView, weight: Weight, quantized: Quantized) -> list[Lookup]:
     """Return the Gather and Slice that can pick rows of a weight's integers, and of its scales."""
     direct = (use for use in weight.uses if is_lookup(weight, use))
-    found = ((use.layer, _shape_behind(view, use, quantized)) for use in direct)
-    return [Lookup(node, shape or None) for node, shape in found if shape is not None]
+    found = ((use, _shape_behind(view, use, quantized)) for use in direct)
+    return [
+        Lookup(use.layer, use.channel if shape else None, shape or None) for use, shape in found if shape is not None
+    ]
 
 
 def is_lookup(weight: Weight, use: WeightUse) -> bool:

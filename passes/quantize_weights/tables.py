@@ -46,16 +46,18 @@ def why_no_trained_vectors(values: NDArray[np.generic], axis: int) -> str | None
         return f"has {table.shape[1]} columns, an embedding has {FEWEST_COLUMNS} or more"
     if (table >= 0).all() or (table <= 0).all():
         return "has values of one sign only, those of an embedding lie around zero"
+    power = np.square(table).mean(axis=0)
+    if np.square(table.mean(axis=1)).mean() > _MOST_OFFSET * power.mean():
+        return "has rows far from zero, those of an embedding lie around it"
     if len(table) >= _FEWEST_ROWS:
-        power, mean = np.square(table).mean(axis=0), table.mean(axis=0)
-        if np.square(mean).sum() > _MOST_OFFSET * power.sum():
+        if np.square(table.mean(axis=0)).sum() > _MOST_OFFSET * power.sum():
             return "has columns far from zero, those of an embedding lie around it"
         steps = np.diff(table, axis=0)
         ordered = ((steps >= 0).all(axis=0) | (steps <= 0).all(axis=0)) & (steps != 0).any(axis=0)
         if ordered.mean() > _MOST_MONOTONE:
             return "has columns that rise or fall from row to row, as a grid or a curve"
     if _lost_columns(table) > _MOST_LOST:
-        return "has columns of unlike scale, and one scale for a row would lose the small ones"
+        return "has columns of unlike scale, of which one scale for a row would lose the small ones"
     return None
 
 

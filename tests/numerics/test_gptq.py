@@ -52,7 +52,7 @@ def test_it_is_optimal_brain_quantization_in_a_fixed_order(inputs: int, grouping
     scale = scale[:, None] if grouping.block is None else np.repeat(scale, 8, axis=1)
     levels, real = gptq(weight, seen.T @ seen, affine, scale, np.zeros((1, 1)))
     full = np.broadcast_to(scale, weight.shape).astype(np.float64)
-    wanted = optimal_brain_quantization(weight, seen.T @ seen, full, -7, 7)
+    wanted = optimal_brain_quantization(weight, seen.T @ seen, full, -8, 7)
     np.testing.assert_array_equal(levels.astype(np.int64), wanted)
     np.testing.assert_array_equal(real, wanted * full)
 

@@ -186,6 +186,34 @@ def test_writes_the_definition(case: str) -> None:
     assert_agree(after, random_feeds(before, 1), 1e-5)
 
 
+def optimized(proto: onnx.ModelProto, folder: Path) -> list[str]:
+    """Return the operators that a default session runs."""
+    settings = ort.SessionOptions()
+    settings.optimized_model_filepath = str(folder / "optimized.onnx")
+    settings.log_severity_level = 4
+    ort.InferenceSession(proto.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "optimized.onnx").graph.node]
+
+
+@pytest.mark.parametrize("case", LAYERS)
+def test_a_default_session_computes_no_weight(case: str, tmp_path: Path) -> None:
+    text, shape, axis = LAYERS[case]
+    before = model(text, 19, 9, w=draw(*shape))
+    after, result = run_alone(QuantizeWeights(), before)
+    assert len(result.rewritten) == 1
+    ran = optimized(after, tmp_path)
+    assert "DequantizeLinear" not in ran
+    assert ran.count("Gather") == (2 if "gather" in case else 0)
+    assert ran.count("Mul") == ran.count("Gather") / 2, ran
+    axis = 1 if case == "gather axis 1" else axis
+    levels, scales = expected_int8(draw(*shape), axis)
+    np.testing.assert_array_equal(initializers(after)["w_q"], levels)
+    np.testing.assert_array_equal(initializers(after)["w_s"].reshape(-1), scales.reshape(-1))
+    assert after.ByteSize() < before.ByteSize()
+    assert_agree(after, random_feeds(before, 1), 1e-5)
+    assert not run_alone(QuantizeWeights(), after)[1].rewritten
+
+
 RECURRENT = {
     "lstm": ("LSTM", 4, "y, h, c"),
     "gru": ("GRU", 3, "y, h"),
@@ -535,7 +563,8 @@ def test_every_type_granularity_and_form(case: str, kind: str, granularity: Any,
     summed = {"conv": 1, "gemm transB": 1, "gather": 1}[case]
     block = blocks(shape, summed, 16) if granularity == "block" else None
     grouping = block or (Grouping() if granularity == "tensor" else Grouping(axis))
-    weight = dequantize(quantize(draw(*shape), Affine(TYPES[kind], symmetric), grouping)).astype(np.float32)
+    affine = Affine(TYPES[kind], symmetric, negative_scales=form != "qdq")
+    weight = dequantize(quantize(draw(*shape), affine, grouping)).astype(np.float32)
     feeds = random_feeds(before, 1)
     expected = Session(model(text, opset, ir_version, w=weight)).run(feeds)["y"]
     # ONNX Runtime's QuantizeLinear divides in float32, so a value between two levels may fall to the other one.
@@ -636,11 +665,7 @@ def test_a_recurrent_layer_beside_quantized_activations_stays_float(form: Any) -
 def test_mul_is_folded_when_onnx_runtime_loads_the_model(tmp_path: Path) -> None:
     before = model(LAYERS["conv"][0], w=draw(8, 6, 3, 3))
     after = assert_rewrites(QuantizeWeights(representation="mul"), before, ops={"Conv": 1, "Cast": 1, "Mul": 1})
-    settings = ort.SessionOptions()
-    settings.optimized_model_filepath = str(tmp_path / "optimized.onnx")
-    settings.log_severity_level = 4
-    ort.InferenceSession(after.SerializeToString(), settings, providers=["CPUExecutionProvider"])
-    kinds = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    kinds = optimized(after, tmp_path)
     assert "Conv" in kinds
     assert not {"Cast", "Mul"} & set(kinds)
 

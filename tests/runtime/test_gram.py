@@ -52,13 +52,18 @@ DENSE = """
 """
 
 
+def plain_scale(weight: Floats) -> NDArray[np.float32]:
+    """Of each row: its value of largest magnitude becomes level -8."""
+    return (np.take_along_axis(weight, np.abs(weight).argmax(axis=1)[:, None], 1)[:, 0] / -8).astype(np.float32)
+
+
 def plain_gptq(weight: Floats, gram: Floats, scale: Floats) -> Floats:
     """Frantar et al. 2023, with an explicit inverse; symmetric int4."""
     order = np.argsort(-np.diag(gram), kind="stable")
     inverse = np.linalg.inv(gram + 0.01 * np.diag(gram).mean() * np.eye(len(gram)))
     left, real = weight.copy(), np.zeros_like(weight)
     for column in order:
-        real[:, column] = np.clip(np.rint(left[:, column] / scale), -7, 7) * scale
+        real[:, column] = np.clip(np.rint(left[:, column] / scale), -8, 7) * scale
         left -= np.outer((left[:, column] - real[:, column]) / inverse[column, column], inverse[column])
         inverse = inverse - np.outer(inverse[:, column], inverse[column]) / inverse[column, column]
         inverse[column, column] = 1.0
@@ -85,7 +90,7 @@ def plain_layer(
         lost = float(np.square(rows[aside] @ fitted.T + shift - (wanted - bias)[aside]).sum())
         tries.append((lost, plain_fit(factor * weight, rows, wanted - bias, corrected, damping)[0]))
     target = min(tries, key=lambda each: each[0])[1] / factor
-    scale = np.abs(weight).max(axis=1).astype(np.float32) / np.float32(7)
+    scale = plain_scale(weight)
     a = rows - rows.mean(axis=0) * corrected
     real = plain_gptq(target, a.T @ a, scale.astype(np.float64))
     return real, wanted.mean(axis=0) - factor * real @ rows.mean(axis=0) if corrected else bias
@@ -118,8 +123,8 @@ def test_biases_alone_get_what_their_weights_lose_on_the_float_inputs() -> None:
     wide = {name: value.astype(np.float64) for name, value in parts.items()}
     float_rows = rows = x.astype(np.float64)
     for weight, bias, factor in ((wide["w1"], "b1", 2.0), (wide["w2"].T, "b2", 1.0), (wide["w3"].T, "b3", 1.0)):
-        scale = (np.abs(weight).max(axis=1).astype(np.float32) / np.float32(7)).astype(np.float64)[:, None]
-        real = np.rint(weight / scale) * scale
+        scale = plain_scale(weight).astype(np.float64)[:, None]
+        real = np.clip(np.rint(weight / scale), -8, 7) * scale
         result = factor * rows @ real.T + wide[bias] + factor * (weight - real) @ float_rows.mean(axis=0)
         float_rows, rows = np.maximum(factor * float_rows @ weight.T + wide[bias], 0.0), np.maximum(result, 0.0)
     np.testing.assert_allclose(outputs(subject, {"x": x}), result, rtol=1e-4, atol=1e-4)
