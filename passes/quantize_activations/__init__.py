@@ -82,11 +82,15 @@ class QuantizeActivations(Pass):
 
     Each chosen tensor gets QuantizeLinear and DequantizeLinear with a scale measured on the calibration data; weights
     are int8 with a scale per output channel, biases int32 at the product of both scales. Placement follows what
-    runtimes fuse: inputs of layers, outputs of convolutions behind their Relu or Clip, residual additions, averages,
-    and one scale through whatever only moves values. Biases are corrected: the means of a layer's outputs, channel by
-    channel, are those of the float model, on up to 64 samples (Nagel et al. 2019, arXiv 1906.04721, appendix D). Where
-    that takes the model's outputs further from the float ones, with fewer than 16 samples or generated ones, they are
-    left as they are.
+    runtimes fuse: inputs of layers, outputs of convolutions behind their Relu or Clip, and, where a layer reads the
+    result, residual additions, averages, and one scale through whatever only moves values. Comparisons, choices, casts
+    to integers and what leads from the last layer to the outputs read floats. Biases are corrected: the means of a
+    layer's outputs, channel by channel, are those of the float model, on up to 64 samples (Nagel et al. 2019, arXiv
+    1906.04721, appendix D). Where that takes the model's outputs further from the float ones, with fewer than 16
+    samples or generated ones, or with a sample that is far louder than all others, they are left as they are.
+
+    A few samples that alone set the range of a layer's input are named. The demotion "range" gives what a layer reads
+    and gives out the range of least squared error among minmax, mse and percentile, without such samples.
 
     A weight that layers read transposed, sliced or otherwise moved, or that is computed from constants, is stored as
     they read it. Main graph only. Refused: a layer whose weight is refused by quantize-weights, is put together from
