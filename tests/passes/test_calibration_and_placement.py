@@ -204,6 +204,7 @@ def test_one_loud_sample_is_named_and_left_out_on_demotion(fill: float, target: 
     x[17, 5] = fill
     after, result = quantized(before, x, target=target)
     assert all("sample 17 alone sets the range of" in done.detail for done in result.rewritten)
+    assert all("biases left as they are: a sample among the first 64" in done.detail for done in result.rewritten)
     wanted = Session(before).run({"x": clean})["y"]
     assert ratio(wanted, Session(after).run({"x": clean})["y"]) < 5
     after, result = quantized(before, x, ALL, target=target)
