@@ -28,21 +28,24 @@ RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 
 def test_every_package_folder_is_listed() -> None:
     folders = {path.parent.relative_to(ROOT) for path in ROOT.glob("graphopt/**/__init__.py")}
-    expected = {".".join(folder.parts) for folder in folders} | {"graphopt.passes"}
+    folders |= {Path("graphopt") / path.parent.relative_to(ROOT) for path in ROOT.glob("passes/**/__init__.py")}
+    expected = {".".join(folder.parts) for folder in folders}
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == expected
 
 
 def test_every_pass_file_is_registered() -> None:
     points = PROJECT["project"]["entry-points"]["graphopt.passes"]
     files = {path.stem for path in ROOT.glob("passes/*.py")} - {"__init__"}
+    files |= {path.parent.name for path in ROOT.glob("passes/*/__init__.py")}
     assert {point.partition(":")[0].rpartition(".")[2] for point in points.values()} == files
     assert {name.replace("-", "_") for name in points} == files
 
 
 def test_every_pass_has_its_tests() -> None:
-    for path in {*ROOT.glob("passes/*.py")} - {ROOT / "passes" / "__init__.py"}:
+    paths = {*ROOT.glob("passes/*.py")} - {ROOT / "passes" / "__init__.py"}
+    for name in {path.stem for path in paths} | {path.parent.name for path in ROOT.glob("passes/*/__init__.py")}:
         tests = ROOT / "tests" / "passes"
-        assert (tests / f"test_{path.stem}.py").exists() or (tests / path.stem).is_dir(), path.stem
+        assert (tests / f"test_{name}.py").exists() or (tests / name).is_dir(), name
 
 
 def imports(path: Path) -> set[str]:
@@ -90,7 +93,7 @@ def test_no_two_files_import_each_other_in_a_circle() -> None:
     assert not left, f"in or above a circle: {sorted(left)}"
 
 
-@pytest.mark.parametrize("path", sorted(ROOT.glob("passes/*.py")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(ROOT.glob("passes/**/*.py")), ids=lambda path: path.name)
 def test_a_pass_imports_no_other_pass_and_nothing_above_the_base(path: Path) -> None:
     for name in imports(path):
         assert not name.startswith(("graphopt.passes", "passes"))

@@ -23,8 +23,8 @@ from graphopt.runtime.side_by_side import Mask, held_out
 _ROWS_PER_RUN = 4096
 _BYTES_AT_ONCE = 1 << 28
 _STAGES = 128
-_ROWS_PER_COLUMN = 2
-"""On unseen white noise GPTQ is worse than the nearest levels below about one row for each column of the weight."""
+_ROWS_PER_COLUMN = 4
+"""On unseen white noise GPTQ is worse than the nearest levels below one to three rows for each column of the weight."""
 _DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 """How strongly weights may be held to what they are when they are fitted, relative to the variance of what they see."""
 
@@ -55,7 +55,11 @@ class Seen:
         """Choose the levels by GPTQ and correct the bias, as asked; return the weight and what was done.
 
         Scales and zero points stay. The layers behind will see the result. What the data cannot carry is not fitted:
+<<<<<<< HEAD
         levels are the nearest with fewer than two rows for each column, biases stay with fewer than 16 samples.
+=======
+        with fewer than four rows for each column levels are the nearest ones, with fewer than 16 samples biases stay.
+>>>>>>> activations
 
         Raises:
             Skip: The new values overflow the layer's type.

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -13,45 +13,18 @@ from graphopt.graph.dequantize import PER_AXIS_OPSET, PREFERRED_OPSET, Writer, i
 from graphopt.graph.view import is_op
 from graphopt.graph.weights import Weight, computed_from, find_weights, is_float
 from graphopt.numerics.grouping import Grouping
-from graphopt.numerics.quantization import TYPES, Affine, Quantized, quantize
+from graphopt.numerics.quantization import Quantized, quantize
 from graphopt.runtime.operands import Operand, require_operands
 from graphopt.runtime.sensitivity import bearable, rank, worst_sqnr
 from graphopt.runtime.session import Session
 
 from .bias import Bias, find_bias, with_room_for
 from .calibration import Calibration
-from .placement import Placement, insert, normalize_kernels, parameters, place
+from .placement import Placement, insert, normalize_kernels, place
 from .reach import end
+from .scales import Scale, choose_scales
+from .targets import EIGHT_BITS, TARGETS
 
-_EIGHT_BITS = Affine(TYPES["int8"])
-
-
-_UNSIGNED = Affine(TYPES["uint8"], symmetric=False)
-
-
-@dataclass(frozen=True)
-class _Target:
-    """What a runtime's integer kernels want; docs/quantization.md has the sources."""
-
-    layers: tuple[str, ...]
-    activations: Affine
-    bias: bool = True
-
-    def affine(self, opset: int) -> Affine:
-        """Return the form of activations.
-
-        On x86, ONNX Runtime 1.32 makes uint8 of int8, and from opset 21 on a QuantizeLinear that it has moved past a
-        Reshape or Transpose does not load then. So there int8 with a zero point of its own is written as uint8.
-        """
-        return _UNSIGNED if opset >= 21 and not self.activations.symmetric else self.activations
-
-
-_TARGETS = {
-    "cpu": _Target(("Conv", "Gemm", "MatMul"), _UNSIGNED),
-    "openvino": _Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), _UNSIGNED, bias=False),
-    "tensorrt": _Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), _EIGHT_BITS, bias=False),
-    "generic": _Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), Affine(TYPES["int8"], symmetric=False)),
-}
 _LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 _RANKING_SAMPLES = 64
 
@@ -64,29 +37,21 @@ class _Layer:
     operand: Operand
 
 
-@dataclass(frozen=True)
-class _Scale:
-    """How a group of tensors is quantized: scale and zero point, and the rule if it is another than asked for."""
-
-    scale: NDArray[Any]
-    zero: NDArray[Any]
-    rule: str = ""
-
-    def __str__(self) -> str:
-        return f"{float(self.scale):.3g}" + (f" by {self.rule}" if self.rule else "")
-
-
 @dataclass(frozen=True, kw_only=True)
 class QuantizeActivations(Pass):
     """Quantize layers with a constant weight, and the tensors between them, to eight bits (static quantization).
 
     Each chosen tensor gets QuantizeLinear and DequantizeLinear with a scale measured on the calibration data; weights
     are int8 with a scale per output channel, biases int32 at the product of both scales. Placement follows what
-    runtimes fuse: inputs of layers, outputs of convolutions behind their Relu or Clip, residual additions, averages,
-    and one scale through whatever only moves values. Biases are corrected: the means of a layer's outputs, channel by
-    channel, are those of the float model, on up to 64 samples (Nagel et al. 2019, arXiv 1906.04721, appendix D). Where
-    that takes the model's outputs further from the float ones, with fewer than 16 samples or generated ones, they are
-    left as they are.
+    runtimes fuse: inputs of layers, outputs of convolutions behind their Relu or Clip, and, where a layer reads the
+    result, residual additions, averages, and one scale through whatever only moves values. Comparisons, choices, casts
+    to integers and what leads from the last layer to the outputs read floats. Biases are corrected: the means of a
+    layer's outputs, channel by channel, are those of the float model, on up to 64 samples (Nagel et al. 2019, arXiv
+    1906.04721, appendix D). Where that takes the model's outputs further from the float ones, with fewer than 16
+    samples or generated ones, or with a sample that is far louder than all others, they are left as they are.
+
+    A few samples that alone set the range of a layer's input are named. The demotion "range" gives what a layer reads
+    and gives out the range of least squared error among minmax, mse and percentile, without such samples.
 
     A weight that layers read transposed, sliced or otherwise moved, or that is computed from constants, is stored as
     they read it. Main graph only. Refused: a layer whose weight is refused by quantize-weights, is put together from
@@ -145,6 +110,8 @@ class QuantizeActivations(Pass):
             bias.shift = shifts.get(str(bias.output.name))
             bias.write(view)
         warning = "; generated inputs: do not trust its accuracy" if seen.data.generated else ""
+        if biases and self._corrects(view, seen) and seen.is_skewed():
+            warning += "; biases left as they are: a sample among the first 64 is far louder than the others"
         return [
             replace(done, detail=done.detail + (f"; {notes[done.site][1]}" if done.site in notes else "") + warning)
             for done in rewritten
@@ -200,7 +167,7 @@ class QuantizeActivations(Pass):
         """
         name = weight.source.name
         for use in weight.uses:
-            if use.layer.op not in _TARGETS[self.target].layers or use.slot != 1:
+            if use.layer.op not in TARGETS[self.target].layers or use.slot != 1:
                 raise Skip(f"{name!r} is used by {use.layer.op}, which has no integer kernel on {self.target}")
             if view.edit.graph_of(use.layer) is not view.model.graph:
                 raise Skip("lies in a subgraph or function: main graph only")
@@ -253,8 +220,9 @@ class QuantizeActivations(Pass):
 
     def _apply(self, view: GraphView, layers: list[_Layer], seen: Calibration) -> tuple[list[Rewritten], list[Bias]]:
         """Quantize these layers and what lies between them; return what was done, and biases to be written."""
-        placement = place(view, [layer.node for layer in layers])
-        scales = self._scales(view, placement, layers, seen)
+        every = [layer.node for layer in layers]
+        placement, affine = place(view, every), TARGETS[self.target].affine(view.opset)
+        scales = choose_scales(view, placement, every, seen, affine, self.range, self.percentile)
         found: dict[str, Rewritten] = {}
         biases: list[Bias] = []
         chosen: dict[int, list[_Layer]] = {}
@@ -276,40 +244,8 @@ class QuantizeActivations(Pass):
                 insert(view, placement, tensor, *constants)
         return [found[view.site(layer.node)] for layer in layers], biases
 
-    def _scales(
-        self, view: GraphView, placement: Placement, layers: list[_Layer], seen: Calibration
-    ) -> dict[int, _Scale]:
-        """Return how each tensor is quantized, by its id; more carefully what a demoted layer reads and gives out."""
-        careful = {
-            placement.root(tensor)
-            for layer in layers
-            if view.demotions.get(view.site(layer.node), 0) > 0
-            for tensor in (layer.node.inputs[0], end(view, layer.node))
-            if tensor in placement
-        }
-        scales: dict[int, _Scale] = {}
-        for group in placement.groups():
-            found = self._group_scale([str(tensor.name) for tensor in group], seen, view.opset, careful=False)
-            if placement.root(group[0]) in careful:
-                better = self._group_scale([str(tensor.name) for tensor in group], seen, view.opset, careful=True)
-                found = found if (better.scale, better.zero) == (found.scale, found.zero) else better
-            scales |= {id(tensor): found for tensor in group}
-        return scales
-
-    def _group_scale(self, names: list[str], seen: Calibration, opset: int, *, careful: bool) -> _Scale:
-        """Return scale and zero point for tensors that share them."""
-        affine = _TARGETS[self.target].affine(opset)
-        if careful:
-            ranges = [seen.best(name, self.percentile, affine) for name in names]
-        else:
-            ranges = [seen.chosen(name, self.range, self.percentile, affine) for name in names]
-        known = [each for each in ranges if each is not None]
-        low, high = min((each.low for each in known), default=0.0), max((each.high for each in known), default=0.0)
-        rules = " and ".join(dict.fromkeys(each.rule for each in known))
-        return _Scale(*parameters(affine, low, high), rules if careful else "")
-
     def _story(
-        self, view: GraphView, node: gs.Node, placement: Placement, scales: Mapping[int, _Scale], seen: Calibration
+        self, view: GraphView, node: gs.Node, placement: Placement, scales: Mapping[int, Scale], seen: Calibration
     ) -> str:
         """Say how a layer's input is quantized, and its output where that is not by the rule that was asked for."""
         given, out = node.inputs[0], end(view, node)
@@ -320,7 +256,7 @@ class QuantizeActivations(Pass):
         return f"{story}; {loud}" if loud else story
 
     def _quantize_operand(
-        self, view: GraphView, operand: Operand, nodes: list[gs.Node], scales: Mapping[int, _Scale]
+        self, view: GraphView, operand: Operand, nodes: list[gs.Node], scales: Mapping[int, Scale]
     ) -> list[tuple[str, int, Bias | None]]:
         """Quantize what these layers read as their weight.
 
@@ -330,11 +266,11 @@ class QuantizeActivations(Pass):
         values = operand.values
         given = [float(scales[id(node.inputs[0])].scale) for node in nodes]
         biases = [find_bias(view, node, values.shape, operand.axis) for node in nodes]
-        quantized = quantize(values, _EIGHT_BITS, Grouping(operand.axis))
+        quantized = quantize(values, EIGHT_BITS, Grouping(operand.axis))
         integer = [
             (bias, scale)
             for bias, scale in zip(biases, given, strict=True)
-            if bias is not None and bias.fits and _TARGETS[self.target].bias
+            if bias is not None and bias.fits and TARGETS[self.target].bias
         ]
         if integer:
             widest = np.max([np.abs(bias.values) / scale for bias, scale in integer], axis=0)

@@ -43,6 +43,7 @@ class Calibration:
         observers: What was seen, by tensor.
         means: The means of layers' outputs; None if nobody has asked for them.
         louds: The samples that alone set a tensor's range, by tensor.
+        ranges: Ranges that were found, by tensor, rule, percentile and form.
         shifts: Bias shifts that were found, by what was quantized and how.
         ratios: SQNR in dB that was measured, likewise.
     """
@@ -53,6 +54,7 @@ class Calibration:
     observers: dict[str, Observer] = field(default_factory=dict)
     means: Means | None = None
     louds: dict[str, Loud | None] = field(default_factory=dict)
+    ranges: dict[tuple[str, str, float, Affine], Chosen | None] = field(default_factory=dict)
     shifts: dict[object, Mapping[str, Floats]] = field(default_factory=dict)
     ratios: dict[object, float] = field(default_factory=dict)
 
@@ -96,19 +98,25 @@ class Calibration:
             self.means, self.data = means, runs.data
 
     def chosen(self, name: str, rule: str, percentile: float, affine: Affine) -> Chosen | None:
-        """Return the range of a tensor by a rule; None if it had no finite value."""
-        observer = self.observers[name]
-        if not observer.any_finite:
-            return None
-        return Chosen(*observer.histogram().bounds(rule, percentile, affine), rule)
+        """Return the range of a tensor; None if it had no finite value.
 
-    def best(self, name: str, percentile: float, affine: Affine) -> Chosen | None:
+        The rule "best" stands for that of least squared error on the samples that are not ``loud``.
+        """
+        key = name, rule, percentile, affine
+        if key not in self.ranges:
+            seen = self.observers[name].any_finite
+            find = self._best if rule == "best" else self._by_rule
+            self.ranges[key] = find(*key) if seen else None
+        return self.ranges[key]
+
+    def _by_rule(self, name: str, rule: str, percentile: float, affine: Affine) -> Chosen:
+        """Return the range of a tensor by a rule, on all samples."""
+        return Chosen(*self.observers[name].histogram().bounds(rule, percentile, affine), rule)
+
+    def _best(self, name: str, _: str, percentile: float, affine: Affine) -> Chosen:
         """Return the range of least squared error on the samples that are not ``loud``, by the rule that finds it."""
-        observer = self.observers[name]
-        if not observer.any_finite:
-            return None
         loud = self.louds[name]
-        seen = observer.histogram(loud.samples if loud else ())
+        seen = self.observers[name].histogram(loud.samples if loud else ())
         found = [Chosen(*seen.bounds(rule, percentile, affine), rule) for rule in ("minmax", "mse", "percentile")]
         best = min(found, key=lambda each: seen.loss(each.low, each.high, affine))
         return best if loud is None else Chosen(best.low, best.high, f"{best.rule} without {loud}")

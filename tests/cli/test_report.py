@@ -14,9 +14,8 @@ TEXT = "g (float[N,64] x) => (float[N,64] y) { y = MatMul(x, w) }"
 
 def test_nothing_is_claimed_without_checks(run: Any, tmp_path: Path) -> None:
     onnx.save(model(TEXT, opset=13, ir_version=7, w=draw(64, 64)), tmp_path / "in.onnx")
-    done = run(
-        "optimize", "in.onnx", "out.onnx", "--no-check", "--no-latency", "--report", "r.html", "quantize-weights"
-    )
+    words = ("--no-check", "--no-latency", "--report", "r.html", "quantize-weights", "--representation", "dq")
+    done = run("optimize", "in.onnx", "out.onnx", *words)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "r.html").read_text(encoding="utf-8")
     for view in (done.stdout, page):

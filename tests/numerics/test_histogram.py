@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from graphopt.numerics.histogram import BINS, Observer, _divergence
+from graphopt.numerics.histogram import BINS, Histogram, _divergence
+from graphopt.numerics.observer import Observer
 from graphopt.numerics.quantization import TYPES, Affine
 
 UNSIGNED = Affine(TYPES["uint8"], symmetric=False)
@@ -16,12 +17,12 @@ SYMMETRIC = Affine(TYPES["int8"])
 RULES = ["percentile", "mse", "entropy"]
 
 
-def observer(*parts: NDArray[Any]) -> Observer:
-    """An observer that has seen these values."""
+def observer(*parts: NDArray[Any]) -> Histogram:
+    """What an observer has seen of these values."""
     result = Observer()
     for part in parts:
         result.add(part)
-    return result
+    return result.histogram()
 
 
 def stream(seed: int) -> list[NDArray[Any]]:
@@ -84,11 +85,13 @@ def test_an_outlier_that_weighs_more_than_all_rounding_stays() -> None:
 
 
 def test_observer_passes_over_what_is_not_finite() -> None:
-    seen = observer(np.array([np.nan, np.inf], np.float32))
-    assert not seen.seen
+    seen = Observer()
+    seen.add(np.array([np.nan, np.inf], np.float32))
+    assert not seen.any_finite
     seen.add(np.array([1.0, np.nan, -2.0], np.float32))
     seen.add(np.zeros((0, 3), np.float32))
-    assert seen.bounds("minmax", 99.9, UNSIGNED) == (-2.0, 1.0)
+    assert seen.histogram().bounds("minmax", 99.9, UNSIGNED) == (-2.0, 1.0)
+    assert seen.histogram().counts.sum() == 2
 
 
 @pytest.mark.parametrize("affine", [UNSIGNED, SYMMETRIC], ids=["unsigned", "symmetric"])

@@ -276,3 +276,55 @@ def test_means_only_keep_no_second_moments() -> None:
     weight = read_layer(view, seen.layer.node).weight
     assert weight is not None
     np.testing.assert_allclose(total.y[0], (x.astype(np.float64) @ weight[0].T).sum(axis=0), atol=1e-5)
+
+
+# -- what the data cannot carry ----------------------------------------------------------------------------------------
+
+
+def dense() -> tuple[onnx.ModelProto, Any]:
+    parts = {"w1": draw(16, 12), "b1": draw(16), "w2": draw(16, 10), "b2": draw(10), "w3": draw(10, 5), "b3": draw(5)}
+    return model(DENSE, 21, 10, **parts), np.random.default_rng(3)
+
+
+@pytest.mark.parametrize("count", [1, 4, 15])
+def test_few_samples_fit_nothing_and_it_says_why(count: int) -> None:
+    proto, rng = dense()
+    feeds = {"x": rng.standard_normal((count, 12)).astype(np.float32)}
+    subject, told = quantized(proto, feeds, rounding="gptq", bias_correction=True)
+    nearest, _ = quantized(proto, feeds)
+    unseen = {"x": rng.standard_normal((64, 12)).astype(np.float32)}
+    np.testing.assert_array_equal(outputs(subject, unseen), outputs(nearest, unseen))
+    for detail, columns in zip(told, (12, 16, 10), strict=True):
+        assert f"to the nearest: GPTQ needs {4 * columns} rows of data here, there are {count}" in detail
+        assert f"its bias left as it is: 16 samples are needed to correct it, there are {count}" in detail
+
+
+def test_enough_rows_for_some_layers_only() -> None:
+    proto, rng = dense()
+    feeds = {"x": rng.standard_normal((50, 12)).astype(np.float32)}
+    _, told = quantized(proto, feeds, rounding="gptq", bias_correction=True)
+    assert ["by GPTQ" in each for each in told] == [True, False, True]
+    assert all("with its bias corrected" in each for each in told)
+
+
+def test_positions_count_as_rows_but_not_as_samples() -> None:
+    text = "g (float[N,3,8,8] x) => (float[N,64,8,8] y) { y = Conv(x, w, b) }"
+    proto = model(text, 21, 10, w=draw(64, 3, 1, 1), b=draw(64))
+    _, told = quantized(proto, {"x": lines(2, 8, 1)[:, :, :8]}, rounding="gptq", bias_correction=True)
+    assert "by GPTQ" in told[0]
+    assert "16 samples are needed to correct it, there are 2" in told[0]
+
+
+def test_what_is_fitted_gains_on_unseen_samples_too() -> None:
+    """At the fewest rows that are taken for enough, and above: better than the nearest levels on white noise."""
+    proto, rng = dense()
+    unseen = {"x": rng.standard_normal((512, 12)).astype(np.float32)}
+    wanted, gains = outputs(proto, unseen), []
+    for _ in range(8):
+        feeds = {"x": rng.standard_normal((64, 12)).astype(np.float32)}
+        found = [
+            quantized(proto, feeds, **options)[0] for options in ({}, {"rounding": "gptq", "bias_correction": True})
+        ]
+        nearest, fitted = (ratio(wanted, outputs(each, unseen)) for each in found)
+        gains.append(fitted - nearest)
+    assert np.mean(gains) > 0.3, gains

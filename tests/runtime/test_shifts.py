@@ -24,7 +24,7 @@ def shifts(inexact: str, x: np.ndarray = X, batch: int = 64) -> dict[str, np.nda
     means = Means(before, {"h": (1, 3)}, len(x))
     data = from_arrays({"x": x}, before)
     assert isinstance(data, ArrayData)
-    runs = Runs(before, means.names, replace(data, batch=batch), 64, means.form)
+    runs = Runs(before, means.names, replace(data, batch=batch), 64, lambda: means.form(before))
     for samples, tensors in runs:
         means.add(tensors, samples)
     return means.shifts(after, lambda: runs.data.batches(64))
@@ -63,11 +63,10 @@ def test_behind_a_tensor_that_is_not_corrected_the_next_makes_up_for_both() -> N
     after = from_proto(model(f"{text} a = Sub(x, one)  b = Sub(a, one)  y = Neg(b) }}", one=one))
     for names, lacks in {("a", "b"): {"a": 1, "b": 1}, ("b",): {"b": 2}, ("a",): {"a": 1}, (): {}}.items():
         means = Means(before, {"a": (1, 3), "b": (1, 3)}, len(X))
-        runs = Runs(before, means.names, from_arrays({"x": X}, before), 64, means.form)
+        runs = Runs(before, means.names, from_arrays({"x": X}, before), 64, lambda each=means: each.form(before))
         for samples, tensors in runs:
             means.add(tensors, samples)
-        means.narrow(names)
-        found = means.shifts(after, lambda data=runs.data: data.batches(64))
+        found = means.narrowed(names).shifts(after, lambda data=runs.data: data.batches(64))
         assert set(found) == set(lacks)
         for name, shift in found.items():
             np.testing.assert_allclose(shift, np.full(3, lacks[name]), rtol=1e-5, atol=0)

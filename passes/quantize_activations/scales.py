@@ -1,0 +1,63 @@
+"""Scale and zero point of each quantized tensor, from its range and the steps that its layers have been demoted by."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import onnx_graphsurgeon as gs
+from numpy.typing import NDArray
+
+from graphopt.graph.view import GraphView
+from graphopt.numerics.quantization import Affine
+
+from .calibration import Calibration
+from .placement import Placement, parameters
+from .reach import end
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a group of tensors is quantized: scale and zero point, and the rule if it is another than asked for."""
+
+    scale: NDArray[Any]
+    zero: NDArray[Any]
+    rule: str = ""
+
+    def __str__(self) -> str:
+        return f"{float(self.scale):.3g}" + (f" by {self.rule}" if self.rule else "")
+
+
+def choose_scales(
+    view: GraphView,
+    placement: Placement,
+    layers: Iterable[gs.Node],
+    seen: Calibration,
+    affine: Affine,
+    rule: str,
+    percentile: float,
+) -> dict[int, Scale]:
+    """Return how each tensor is quantized, by its id: by ``rule``, or by the best for a demoted layer."""
+    careful = {
+        placement.root(tensor)
+        for layer in layers
+        if view.demotions.get(view.site(layer), 0) > 0
+        for tensor in (layer.inputs[0], end(view, layer))
+        if tensor in placement
+    }
+    scales: dict[int, Scale] = {}
+    for group in placement.groups():
+        names = [str(tensor.name) for tensor in group]
+        found = _shared(names, seen, affine, rule, percentile)
+        if placement.root(group[0]) in careful:
+            better = _shared(names, seen, affine, "best", percentile)
+            found = found if (better.scale, better.zero) == (found.scale, found.zero) else better
+        scales |= {id(tensor): found for tensor in group}
+    return scales
+
+
+def _shared(names: list[str], seen: Calibration, affine: Affine, rule: str, percentile: float) -> Scale:
+    """Return scale and zero point for tensors that share them."""
+    known = [found for name in names if (found := seen.chosen(name, rule, percentile, affine)) is not None]
+    low, high = min((each.low for each in known), default=0.0), max((each.high for each in known), default=0.0)
+    rules = " and ".join(dict.fromkeys(each.rule for each in known))
+    return Scale(*parameters(affine, low, high), rules if rule == "best" else "")
