@@ -55,11 +55,7 @@ class Seen:
         """Choose the levels by GPTQ and correct the bias, as asked; return the weight and what was done.
 
         Scales and zero points stay. The layers behind will see the result. What the data cannot carry is not fitted:
-<<<<<<< HEAD
-        levels are the nearest with fewer than two rows for each column, biases stay with fewer than 16 samples.
-=======
         with fewer than four rows for each column levels are the nearest ones, with fewer than 16 samples biases stay.
->>>>>>> activations
 
         Raises:
             Skip: The new values overflow the layer's type.
