@@ -309,7 +309,7 @@ def prune(proto: onnx.ModelProto) -> onnx.ModelProto:
     model = from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(analysis, "WORTH", 1)
-        create("prune-channels").apply(GraphView(model))
+        create("prune-channels", multiple=1).apply(GraphView(model))
     return to_proto(model)
 
 

@@ -191,7 +191,7 @@ def width(proto: onnx.ModelProto) -> int:
 def prune(form: Form, plant: Plant, seed: int) -> onnx.ModelProto:
     """Prune a network; assert that nothing changes in what it gives."""
     proto = network(form, plant, seed)
-    pruned, _ = run_alone(create("prune-channels"), proto)
+    pruned, _ = run_alone(create("prune-channels", multiple=1), proto)
     if (
         "GroupNormalization" not in form.text or form.opset > 18
     ):  # which onnx has deprecated at the opset that defines it
@@ -255,7 +255,7 @@ def test_groups_go_together(form: Form) -> None:
     zero(channels, chosen, view.edit)
     view.edit.settle()
     zeroed = to_proto(subject)
-    pruned, _ = run_alone(create("prune-channels"), zeroed)
+    pruned, _ = run_alone(create("prune-channels", multiple=1), zeroed)
     given = feeds(form, 0)
     close(Session(pruned).run(given)["z"], Session(zeroed).run(given)["z"])
 
