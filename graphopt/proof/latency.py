@@ -14,21 +14,28 @@ from graphopt.model import Model, to_proto
 from graphopt.model.exporter import weight_bytes
 from graphopt.report.report import Latency
 from graphopt.runtime.data import ArrayData, Data, Feeds
+from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session
 
 SECONDS = 1.0
-"""Each model is run for about so long."""
+SECONDS_CLEAR = 0.2
+"""Each model is run for about so long; the shorter time where the second is clearly no slower."""
 
 ROUNDS = 200
 NOISE = 0.05
+NOISE_ALONE = 0.1
+"""Models that are not run in turn differ by more."""
+
+CLEAR = 0.02
+"""A second model that is slower by no more than this is clearly not slower."""
 NOISE_MS = 0.003
 """What the clock and the call add to the noise of a run."""
 
 PROFILED = 1 << 28
 """Sites are not looked for in models with more bytes of weights."""
 
-PAIRED = 1 << 28
-"""Larger models are run one behind the other instead of in turn, so that one session is open at a time."""
+PAIRED = 1 << 25
+"""Models with more bytes of weights are run one behind the other instead of in turn: one session is open at a time."""
 
 SITES = 5
 
@@ -53,10 +60,12 @@ def latency(before: Model, after: Model, data: Data, opener: Opener = Session) -
     single = replace(data, batch=1) if isinstance(data, ArrayData) and free else data
     feeds, samples = next(single.batches(1)), next(single.counts(1))
     if max(weight_bytes(before), weight_bytes(after)) > PAIRED:
-        first, second = (_least([opener(model, optimize=True, threads=1)], feeds)[0] for model in (before, after))
+        first, second = (_alone(opener, model, feeds) for model in (before, after))
+        noise = NOISE_ALONE
     else:
         first, second = _least([opener(model, optimize=True, threads=1) for model in (before, after)], feeds)
-    found = Latency(first, second, samples, NOISE + NOISE_MS / max(first, 1e-9))
+        noise = NOISE
+    found = Latency(first, second, samples, noise + NOISE_MS / max(first, 1e-9))
     return replace(found, sites=_sites(before, after, feeds)) if found.slower else found
 
 
@@ -67,12 +76,21 @@ def _least(sessions: list[Session], feeds: Feeds) -> list[float]:
         session.run(feeds)
     begin = time.perf_counter()
     for done in range(ROUNDS):
-        if done >= 2 and time.perf_counter() - begin > SECONDS * len(sessions):
+        spent = time.perf_counter() - begin
+        clear = least[-1] <= least[0] * (1 + CLEAR)
+        if done >= 2 and spent > (SECONDS_CLEAR if clear else SECONDS) * len(sessions):
             break
         for index, session in enumerate(sessions):
             start = time.thread_time()
             session.run(feeds)
             least[index] = min(least[index], (time.thread_time() - start) * 1e3)
+    return least
+
+
+def _alone(opener: Opener, model: Model, feeds: Feeds) -> float:
+    """Return the least time of one run of a model whose session is released at once, in ms."""
+    least = _least([opener(model, optimize=True, threads=1)], feeds)[0]
+    give_back()
     return least
 
 

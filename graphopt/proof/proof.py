@@ -20,10 +20,14 @@ from graphopt.proof.review import Pair, review
 from graphopt.proof.unknown import Unknown
 from graphopt.runtime.data import Data, Feeds
 from graphopt.runtime.feeds import overridden
+from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session
 
 MOST_KEPT = 4
 """Outputs of so many models are kept besides those of the one that a run began with."""
+
+KEPT_OPEN = 1 << 25
+"""Default sessions on one thread of models with up to this many bytes of weights stay open, to be timed."""
 
 REVIEWED = 1 << 30
 """Weights of up to this many bytes are reviewed, as that takes several copies of them."""
@@ -49,6 +53,7 @@ class Proof:
         self._store = Store()
         self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
+        self._usual: dict[tuple[int, int], Session] = {}
 
     @classmethod
     def opened(cls, source: Model, data: Data) -> "Proof":
@@ -79,6 +84,7 @@ class Proof:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove what is kept."""
+        self._usual.clear()
         self._kept.clear()
         self._store.close()
 
@@ -123,8 +129,13 @@ class Proof:
         Raises:
             GraphoptError: ONNX Runtime cannot load it.
         """
+        if (id(model), threads) in self._usual and optimize and profile is None:
+            return self._usual[id(model), threads]
         known = model if self.unknown is None else self.unknown.runnable(to_proto(model))
-        return Session(known, optimize=optimize, threads=threads, profile=profile)
+        session = Session(known, optimize=optimize, threads=threads, profile=profile)
+        if optimize and threads == 1 and profile is None and weight_bytes(model) <= KEPT_OPEN:
+            self._usual[id(model), threads] = session
+        return session
 
     def outputs(
         self, model: Model, limit: int | None = None, *, optimize: bool = False, hidden: frozenset[str] = frozenset()
@@ -144,17 +155,22 @@ class Proof:
         found = self._kept.get(key) or Outputs(model, self._store)
         self._kept[key] = found
         self._kept.move_to_end(key)
-        session = None
+        session: Session | None = None
+        threads = 1 if optimize and self.data.generated else 0  # few samples: the session that is timed, too
         try:
             for index, (feeds, count) in enumerate(zip(self.feeds(limit), self.counts(limit), strict=True)):
                 if index < len(found):
                     continue
-                session = session or self.session(model, optimize=optimize)
+                session = session or self.session(model, optimize=optimize, threads=threads)
                 given = {name: value for name, value in feeds.items() if name not in hidden}
                 found.append(_real(session.run(given), feeds, count))
         except GraphoptError:
             self._kept.pop(key).forget()
             raise
+        finally:
+            if session is not None:
+                del session
+                give_back()
         others = [each for each in self._kept if each[0] != id(self.source)]
         for each in others[:-MOST_KEPT]:
             self._kept.pop(each).forget()
