@@ -62,7 +62,7 @@ class QuantizeActivations(Pass):
     """
 
     name = "quantize-activations"
-    contract = Lossy(min_sqnr_db=8.0)
+    contract = Lossy(min_sqnr_db=10.0)
     compresses = True
     demotions = ("range",)
 
