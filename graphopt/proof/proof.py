@@ -91,20 +91,24 @@ class Proof:
     # -- running -------------------------------------------------------------------------------------------------------
 
     def feeds(self, limit: int | None = None) -> Iterator[Feeds]:
-        """Yield what is fed, up to ``limit`` samples; the first ones always come.
+        """Yield what is fed: whole batches, until they hold ``limit`` samples.
 
-        Of a model with initializers that a caller can override, the first samples come once more at the end, with
-        other values for these, if it runs with them.
+        Of a model with initializers that a caller can override, the first samples come once more before all others,
+        with other values for these, if it runs with them.
         """
-        yield from self.data.batches(limit)
         if other := self._with_other_values():
             yield other
+        yield from self.data.batches(self._whole(limit))
 
     def counts(self, limit: int | None = None) -> Iterator[int]:
         """Yield how many samples each of the feeds holds."""
-        yield from self.data.counts(limit)
         if self._with_other_values():
             yield next(self.data.counts(1))
+        yield from self.data.counts(self._whole(limit))
+
+    def _whole(self, limit: int | None) -> int | None:
+        """Return a limit in whole batches, so that outputs that were kept for one limit serve another."""
+        return None if limit is None else -(-limit // self.data.at_once) * self.data.at_once
 
     def _with_other_values(self) -> Feeds:
         """Return feeds that override initializers; none if there are none to override or the model refuses them."""
