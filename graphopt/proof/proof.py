@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from graphopt.contract import BitExact, Contract
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.errors import DataError, GraphoptError, ModelError
 from graphopt.model import Model, to_proto
 from graphopt.model.exporter import weight_bytes
 from graphopt.model.ranks import with_ranks
@@ -18,7 +19,7 @@ from graphopt.proof.batching import first_run
 from graphopt.proof.outputs import Outputs, Store
 from graphopt.proof.review import Pair, review
 from graphopt.proof.unknown import Unknown
-from graphopt.runtime.data import Data, Feeds
+from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.feeds import overridden
 from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session
@@ -27,7 +28,7 @@ MOST_KEPT = 4
 """Outputs of so many models are kept besides those of the one that a run began with."""
 
 KEPT_OPEN = 1 << 25
-"""Default sessions on one thread of models with up to this many bytes of weights stay open, to be timed."""
+"""Default sessions on one thread of the source and of one other model stay open, to be timed, up to this many bytes."""
 
 REVIEWED = 1 << 30
 """Weights of up to this many bytes are reviewed, as that takes several copies of them."""
@@ -53,7 +54,7 @@ class Proof:
         self._store = Store()
         self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
-        self._usual: dict[tuple[int, int], Session] = {}
+        self._usual: dict[int, tuple[Model, Session]] = {}
 
     @classmethod
     def opened(cls, source: Model, data: Data) -> "Proof":
@@ -66,14 +67,24 @@ class Proof:
             DataError: There are labels, but the model does not give one row of class scores for each sample.
         """
         proof = cls(source, data)
+        kept: Outputs | None = None
         try:
-            proof.data, feeds, outputs = first_run(proof.session, source, data)
+            if isinstance(data, ListData):  # few feeds: what they give is wanted later on as well
+                kept = proof.outputs(source)
+                outputs = next(kept.read())
+            else:
+                proof.data, feeds, outputs = first_run(proof.session, source, data)
+                if data.labels is not None:
+                    require_scores(source, feeds, outputs, next(proof.data.counts(1)))
         except GraphoptError as error:
+            if isinstance(error, DataError):
+                raise
             raise ModelError(f"{source.path or 'the model'} cannot be proved, as it does not run: {error}") from error
-        if data.labels is not None:
-            require_scores(source, feeds, outputs, next(proof.data.counts(1)))
         ranks = {name: value.ndim for name, value in outputs.items() if isinstance(value, np.ndarray)}
         proof.source = with_ranks(source, ranks)
+        if kept is not None:
+            proof._kept.clear()
+            proof._kept[id(proof.source), False, frozenset()] = replace(kept, owner=proof.source)
         return proof
 
     def __enter__(self) -> "Proof":
@@ -133,12 +144,16 @@ class Proof:
         Raises:
             GraphoptError: ONNX Runtime cannot load it.
         """
-        if (id(model), threads) in self._usual and optimize and profile is None:
-            return self._usual[id(model), threads]
+        usual = optimize and threads == 1 and profile is None
+        if usual and id(model) in self._usual:
+            return self._usual[id(model)][1]
         known = model if self.unknown is None else self.unknown.runnable(to_proto(model))
         session = Session(known, optimize=optimize, threads=threads, profile=profile)
-        if optimize and threads == 1 and profile is None and weight_bytes(model) <= KEPT_OPEN:
-            self._usual[id(model), threads] = session
+        if usual and weight_bytes(model) <= KEPT_OPEN:
+            others = [key for key in self._usual if key != id(self.source)]
+            if others:
+                del self._usual[others[0]]
+            self._usual[id(model)] = model, session
         return session
 
     def outputs(
