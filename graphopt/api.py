@@ -160,7 +160,7 @@ def _timed(proof: Proof, optimized: Model) -> tuple[Latency | None, tuple[str, .
     if proof.unknown is not None:
         return None, ()
     try:
-        timing = measure_latency(proof.source, optimized, proof.data, proof.session)
+        timing = measure_latency(proof.source, optimized, proof.data, proof.session, proof.least_ms)
     except GraphoptError as error:
         return None, (f"the time of a run could not be measured: {error}",)
     return replace(timing, remedy=remedy(optimized)) if timing.slower else timing, ()

@@ -3,31 +3,24 @@
 import json
 import re
 import tempfile
-import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from graphopt.errors import GraphoptError
 from graphopt.model import Model, to_proto
 from graphopt.model.exporter import weight_bytes
+from graphopt.proof.timing import least_times
 from graphopt.report.report import Latency
 from graphopt.runtime.data import ArrayData, Data, Feeds
 from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session
 
-SECONDS = 1.0
-SECONDS_CLEAR = 0.2
-"""Each model is run for about so long; the shorter time where the second is clearly no slower."""
-
-ROUNDS = 200
 NOISE = 0.05
 NOISE_ALONE = 0.1
 """Models that are not run in turn differ by more."""
 
-CLEAR = 0.02
-"""A second model that is slower by no more than this is clearly not slower."""
 NOISE_MS = 0.003
 """What the clock and the call add to the noise of a run."""
 
@@ -42,7 +35,9 @@ SITES = 5
 Opener = Callable[..., Session]
 
 
-def latency(before: Model, after: Model, data: Data, opener: Opener = Session) -> Latency:
+def latency(
+    before: Model, after: Model, data: Data, opener: Opener = Session, known: Mapping[int, float] | None = None
+) -> Latency:
     """Time both models on one sample, on one thread, with ONNX Runtime's default options.
 
     The time is that of the thread, which other work on the machine does not count to, and the least of several runs.
@@ -52,44 +47,28 @@ def latency(before: Model, after: Model, data: Data, opener: Opener = Session) -
         after: The result.
         data: Where the sample comes from.
         opener: Opens a session on a model, with the options of ``Session``.
+        known: Times that were measured already, in ms, by ``id`` of the model.
 
     Raises:
         GraphoptError: ONNX Runtime cannot load or run a model.
     """
+    known = known or {}
     free = isinstance(data, ArrayData) and data.batch > 1 and not data.fixed
     single = replace(data, batch=1) if isinstance(data, ArrayData) and free else data
     feeds, samples = next(single.batches(1)), next(single.counts(1))
     if max(weight_bytes(before), weight_bytes(after)) > PAIRED:
-        first, second = (_alone(opener, model, feeds) for model in (before, after))
+        first, second = (known.get(id(model)) or _alone(opener, model, feeds) for model in (before, after))
         noise = NOISE_ALONE
     else:
-        first, second = _least([opener(model, optimize=True, threads=1) for model in (before, after)], feeds)
+        first, second = least_times([opener(model, optimize=True, threads=1) for model in (before, after)], feeds)
         noise = NOISE
     found = Latency(first, second, samples, noise + NOISE_MS / max(first, 1e-9))
     return replace(found, sites=_sites(before, after, feeds)) if found.slower else found
 
 
-def _least(sessions: list[Session], feeds: Feeds) -> list[float]:
-    """Return the least time of one run of each session, in ms; they run in turn, and the first run does not count."""
-    least = [float("inf")] * len(sessions)
-    for session in sessions:
-        session.run(feeds)
-    begin = time.perf_counter()
-    for done in range(ROUNDS):
-        spent = time.perf_counter() - begin
-        clear = least[-1] <= least[0] * (1 + CLEAR)
-        if done >= 2 and spent > (SECONDS_CLEAR if clear else SECONDS) * len(sessions):
-            break
-        for index, session in enumerate(sessions):
-            start = time.thread_time()
-            session.run(feeds)
-            least[index] = min(least[index], (time.thread_time() - start) * 1e3)
-    return least
-
-
 def _alone(opener: Opener, model: Model, feeds: Feeds) -> float:
     """Return the least time of one run of a model whose session is released at once, in ms."""
-    least = _least([opener(model, optimize=True, threads=1)], feeds)[0]
+    least = least_times([opener(model, optimize=True, threads=1)], feeds)[0]
     give_back()
     return least
 

@@ -18,6 +18,7 @@ from graphopt.proof.accuracy import require_scores
 from graphopt.proof.batching import first_run
 from graphopt.proof.outputs import Outputs, Store
 from graphopt.proof.review import Pair, review
+from graphopt.proof.timing import least_times
 from graphopt.proof.unknown import Unknown
 from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.feeds import overridden
@@ -45,6 +46,8 @@ class Proof:
         data: What models are run on.
         source: The model that the run began with.
         unknown: What ONNX Runtime cannot run of the model that the run began with; None if it can run all.
+        least_ms: The time of one run in a default session on one thread, by ``id`` of large models, which were timed
+            while their session was open.
     """
 
     def __init__(self, source: Model, data: Data) -> None:
@@ -55,6 +58,7 @@ class Proof:
         self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
         self._usual: dict[int, tuple[Model, Session]] = {}
+        self.least_ms: dict[int, float] = {}
 
     @classmethod
     def opened(cls, source: Model, data: Data) -> "Proof":
@@ -188,6 +192,8 @@ class Proof:
             raise
         finally:
             if session is not None:
+                if threads == 1 and id(model) not in self._usual:
+                    self.least_ms[id(model)] = least_times([session], next(self.data.batches(1)))[0]
                 del session
                 give_back()
         others = [each for each in self._kept if each[0] != id(self.source)]
