@@ -1,7 +1,7 @@
 """Sizes for the axes of a model's inputs: what is fixed, what a name binds, and what can be told apart."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from graphopt.model.dimensions import is_placeholder
@@ -143,13 +143,11 @@ class Axes:
         if plan.apart & {key, f"{key}@"} and members and axis.kind == "batch":
             base = max(base, 2)  # one of size 1 would be broadcast
         if key in plan.apart and axis in members:
-            base += step * members.index(axis)
+            base += step * _index(axis, members, plan)
         elif f"{key}@" in plan.apart and axis in members:
-            places = list(dict.fromkeys((each.rank, each.place) for each in members))
-            base += step * places.index((axis.rank, axis.place))
-        if NAMES in plan.apart and axis.dim is not None and axis.kind == "length":
-            names = [each.dim for each in self._members.get(NAMES, [])]
-            base += _other_step(step) * names.index(axis.dim) if axis.dim in names else 0
+            base += step * _index((axis.rank, axis.place), [(each.rank, each.place) for each in members], plan)
+        if NAMES in plan.apart and axis.kind == "length" and axis.dim is not None:
+            base += _other_step(step) * _index(axis.dim, [each.dim for each in self._members[NAMES]], plan)
         return base
 
     def _size_of_name(self, name: str, plan: Plan) -> int:
@@ -166,6 +164,13 @@ def _base(kind: str, plan: Plan) -> int:
     """Return the size of a kind of axes."""
     past = 0 if plan.no_past else plan.length
     return {"batch": plan.batch, "past": past, "total": past + plan.length}.get(kind, plan.length)
+
+
+def _index(one: object, all_: Iterable[object], plan: Plan) -> int:
+    """Return the index of one among all that are different, from the end if the plan says so."""
+    different = list(dict.fromkeys(all_))
+    index = different.index(one) if one in different else 0
+    return len(different) - 1 - index if plan.descending else index
 
 
 def _class(axis: Axis) -> str:

@@ -148,7 +148,7 @@ class _Search:
         best = next((draws for plan in plans if (draws := self._several(plan)) is not None), None)
         if best is None or not drawer.order:
             return best
-        for plan in telling_plans(best.plan, drawer.lengths, drawer.dynamic):
+        for plan in telling_plans(best.plan, drawer.longest):
             if best.score[0] == _TELLING:
                 break
             draws = self._several(plan)
@@ -189,9 +189,12 @@ class _Search:
         return draws
 
     def _apart(self, plan: Plan, classes: Iterable[str]) -> _Draws | None:
-        """Return a draw with these classes of axes apart, noting their names, or None."""
+        """Return a draw with these classes of axes apart, noting their names, or None.
+
+        It has to run whichever axis is the longest: an index may happen to stay within a longer table.
+        """
         draws = self._try(replace(plan, apart=frozenset(classes)))
-        if draws is None or not draws.score[0]:
+        if draws is None or not draws.score[0] or self._try(replace(draws.plan, descending=True)) is None:
             return None
         names = {key.removesuffix("@") for key in draws.plan.apart}
         self.unbound = frozenset(names - {UNNAMED, BATCHES, NAMES})
