@@ -11,7 +11,7 @@ from graphopt.runtime.signature import Dim, TensorInfo
 from graphopt.runtime.sizes import evaluate_size, is_expression
 
 UNNAMED = "?"
-BATCHES = "? batch"
+UNNAMED_BATCH = "? batch"
 NAMES = "*"
 """Classes of axes that are no names: unnamed axes, unnamed batch axes, and axes with names that differ."""
 
@@ -135,7 +135,10 @@ class Axes:
     def _size(self, axis: Axis, plan: Plan) -> int:
         """Return the size of a dynamic axis."""
         if axis.kind == "expression":
-            return max(0, evaluate_size(axis.dim or "", lambda name: self._size_of_name(name, plan)))
+            text = axis.dim or ""
+            return max(
+                0, evaluate_size(text, lambda name: plan.length if name == text else self._size_of_name(name, plan))
+            )
         key = _class(axis)
         base = _base(axis.kind, plan)
         step = 1 if axis.kind == "batch" else _step(self._inputs.get(axis.tensor), plan)
@@ -178,7 +181,7 @@ def _class(axis: Axis) -> str:
     if axis.kind in ("expression", "total"):
         return ""
     if axis.dim is None:
-        return BATCHES if axis.kind == "batch" else UNNAMED
+        return UNNAMED_BATCH if axis.kind == "batch" else UNNAMED
     return axis.dim
 
 

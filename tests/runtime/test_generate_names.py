@@ -103,3 +103,8 @@ def test_a_mask_is_as_long_as_the_past_and_the_new_steps() -> None:
     past, steps = first["past_key_values"].shape[1], first["input_ids"].shape[1]
     assert past > 0
     assert first["attention_mask"].shape[1] == past + steps
+
+
+def test_expressions_that_divide_by_zero() -> None:
+    text = "g (float[N,past_len] a, float[N,Q] b) => (float[N,past_len] y, float[N,Q] z) { y = Relu(a) z = Relu(b) }"
+    assert drawn(text, {"Q": "8//(past_len*0)"}).feeds
