@@ -89,8 +89,8 @@ class Affine:
     Symmetric integers of 8 bits and more leave the lowest level unused, so that the range is the same on both sides:
     -127 to 127 for int8. With 4 bits and fewer a level counts: the lowest one stands for the value of largest
     magnitude, and scales are negative where that value is positive (as in llama.cpp's Q4_0 and ONNX Runtime's
-    MatMulNBits quantizer); 1.0 dB better on normal weights in blocks of 32. Not without ``negative_scales``. An unsigned type has its zero point in the
-    middle then. A float type is always symmetric and has no zero point.
+    MatMulNBits quantizer); 1.0 dB better on normal weights in blocks of 32. Not without ``negative_scales``. An
+    unsigned type has its zero point in the middle then. A float type is always symmetric and has no zero point.
     """
 
     kind: QuantizedType
