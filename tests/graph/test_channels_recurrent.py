@@ -146,7 +146,7 @@ def test_starting_states(op: str, slot: str, start: tuple[float, float], left: i
 @pytest.mark.parametrize("op", GATES)
 @pytest.mark.parametrize("seed", range(3))
 def test_what_nothing_reads(op: str, seed: int) -> None:
-    """Units that neither a layer nor another unit reads go, whatever they hold, and so do inputs that they alone read."""
+    """Units that neither a layer nor a unit reads go, whatever they hold, and so do inputs that only they read."""
     stored = arrays(op, 1, (), ())
     recurrent = stored["r"].reshape(1, GATES[op], UNITS, UNITS)
     recurrent[:, :, :, 3] = 0  # nothing reads unit 3
