@@ -15,6 +15,7 @@ from graphopt.base import Pass
 from graphopt.contract import Contract, FloatExact
 from graphopt.errors import GraphoptError
 from graphopt.model import Model, from_proto, load, save, to_proto
+from graphopt.model.dimensions import without_names
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
 from graphopt.pipeline import Pipeline
@@ -25,6 +26,7 @@ from graphopt.proof.unknown import provable
 from graphopt.registry import create
 from graphopt.report import Latency, Report, measure
 from graphopt.report.circumstances import collect, describe_data
+from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import Data, from_arrays, generate, load_data
 from graphopt.runtime.session import use_custom_operators
 from graphopt.verdict import Verdict, failed, judge, not_smaller, remedy
@@ -107,6 +109,8 @@ def optimize(
     with ExitStack() as stack:
         proof = None
         if check and feeds is not None:
+            # Names that the model does not keep to at run time are no facts for passes either.
+            source = without_names(source, feeds.unbound if isinstance(feeds, ListData) else frozenset())
             proof = stack.enter_context(Proof.opened(source, feeds))
             source, feeds = proof.source, proof.data
         pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress, max_opset=max_opset)
