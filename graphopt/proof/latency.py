@@ -4,7 +4,7 @@ import json
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,10 +33,11 @@ PAIRED = 1 << 25
 SITES = 5
 
 Opener = Callable[..., Session]
+Known = Callable[[Model], float | None]
 
 
 def latency(
-    before: Model, after: Model, data: Data, opener: Opener = Session, known: Mapping[int, float] | None = None
+    before: Model, after: Model, data: Data, opener: Opener = Session, known: Known = lambda model: None
 ) -> Latency:
     """Time both models on one sample, on one thread, with ONNX Runtime's default options.
 
@@ -47,17 +48,16 @@ def latency(
         after: The result.
         data: Where the sample comes from.
         opener: Opens a session on a model, with the options of ``Session``.
-        known: Times that were measured already, in ms, by ``id`` of the model.
+        known: Gives the time of a model that was measured already, in ms.
 
     Raises:
         GraphoptError: ONNX Runtime cannot load or run a model.
     """
-    known = known or {}
     free = isinstance(data, ArrayData) and data.batch > 1 and not data.fixed
     single = replace(data, batch=1) if isinstance(data, ArrayData) and free else data
     feeds, samples = next(single.batches(1)), next(single.counts(1))
     if max(weight_bytes(before), weight_bytes(after)) > PAIRED:
-        first, second = (known.get(id(model)) or _alone(opener, model, feeds) for model in (before, after))
+        first, second = (known(model) or _alone(opener, model, feeds) for model in (before, after))
         noise = NOISE_ALONE
     else:
         first, second = least_times([opener(model, optimize=True, threads=1) for model in (before, after)], feeds)

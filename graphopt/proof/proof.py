@@ -46,8 +46,6 @@ class Proof:
         data: What models are run on.
         source: The model that the run began with.
         unknown: What ONNX Runtime cannot run of the model that the run began with; None if it can run all.
-        least_ms: The time of one run in a default session on one thread, by ``id`` of large models, which were timed
-            while their session was open.
     """
 
     def __init__(self, source: Model, data: Data) -> None:
@@ -58,7 +56,7 @@ class Proof:
         self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
         self._usual: dict[int, tuple[Model, Session]] = {}
-        self.least_ms: dict[int, float] = {}
+        self._timed: dict[int, tuple[Model, float]] = {}
 
     @classmethod
     def opened(cls, source: Model, data: Data) -> "Proof":
@@ -100,6 +98,7 @@ class Proof:
     ) -> None:
         """Remove what is kept."""
         self._usual.clear()
+        self._timed.clear()
         self._kept.clear()
         self._store.close()
 
@@ -193,13 +192,17 @@ class Proof:
         finally:
             if session is not None:
                 if threads == 1 and id(model) not in self._usual:
-                    self.least_ms[id(model)] = least_times([session], next(self.data.batches(1)))[0]
+                    self._timed[id(model)] = model, least_times([session], next(self.data.batches(1)))[0]
                 del session
                 give_back()
         others = [each for each in self._kept if each[0] != id(self.source)]
         for each in others[:-MOST_KEPT]:
             self._kept.pop(each).forget()
         return found
+
+    def least_ms(self, model: Model) -> float | None:
+        """Return the time of one run in a default session on one thread if it was measured while that was open."""
+        return self._timed[id(model)][1] if id(model) in self._timed else None
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
