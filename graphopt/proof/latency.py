@@ -1,16 +1,15 @@
 """How long two models take in the session that users open, and where the second takes longer."""
 
-import json
-import re
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
+
+import onnx_graphsurgeon as gs
 
 from graphopt.errors import GraphoptError
-from graphopt.model import Model, to_proto
+from graphopt.model import Model
 from graphopt.model.exporter import weight_bytes
+from graphopt.proof.profile import node_times
 from graphopt.proof.timing import least_times
 from graphopt.report.report import Latency
 from graphopt.runtime.data import ArrayData, Data, Feeds
@@ -33,6 +32,7 @@ PAIRED = 1 << 25
 SITES = 5
 
 Opener = Callable[..., Session]
+Times = dict[tuple[str, str], float]
 Known = Callable[[Model], float | None]
 
 
@@ -63,7 +63,15 @@ def latency(
         first, second = least_times([opener(model, optimize=True, threads=1) for model in (before, after)], feeds)
         noise = NOISE
     found = Latency(first, second, samples, noise + NOISE_MS / max(first, 1e-9))
-    return replace(found, sites=_sites(before, after, feeds)) if found.slower else found
+    stored = _stored_as_integers(after)
+    if (not found.slower and not stored) or max(weight_bytes(before), weight_bytes(after)) > PROFILED:
+        return found
+    try:
+        spent = node_times(after, feeds)
+        unfused = tuple(site for site, op in spent if op == "DequantizeLinear" and site in stored)
+        return replace(found, unfused=unfused, sites=_sites(node_times(before, feeds), spent) if found.slower else ())
+    except (GraphoptError, OSError, ValueError):  # a profile that cannot be had takes nothing from the times
+        return found
 
 
 def _alone(opener: Opener, model: Model, feeds: Feeds) -> float:
@@ -73,14 +81,8 @@ def _alone(opener: Opener, model: Model, feeds: Feeds) -> float:
     return least
 
 
-def _sites(before: Model, after: Model, feeds: Feeds) -> tuple[tuple[str, str, float], ...]:
+def _sites(old: Times, new: Times) -> tuple[tuple[str, str, float], ...]:
     """Return the nodes of the operators on which the second model spends more than the first, the dearest first."""
-    if max(weight_bytes(before), weight_bytes(after)) > PROFILED:
-        return ()
-    try:
-        old, new = _profile(before, feeds), _profile(after, feeds)
-    except (GraphoptError, OSError, ValueError):
-        return ()
     gained: dict[str, float] = defaultdict(float)
     for sign, times in ((-1, old), (1, new)):
         for (_, op), spent in times.items():
@@ -89,19 +91,7 @@ def _sites(before: Model, after: Model, feeds: Feeds) -> tuple[tuple[str, str, f
     return tuple(sorted(dear, key=lambda each: -each[2])[:SITES])
 
 
-def _profile(model: Model, feeds: Feeds) -> dict[tuple[str, str], float]:
-    """Return the ms that each node takes, by the name of its first output and its operator, fused ones by their own."""
-    proto = to_proto(model)
-    for node in proto.graph.node:
-        node.name = next((name for name in node.output if name), "")
-    with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        session = Session(proto, optimize=True, threads=1, profile=Path(folder, "run"))
-        for _ in range(4):
-            session.run(feeds)
-        events = json.loads(session.end_profiling().read_text())
-    times: dict[tuple[str, str], list[float]] = defaultdict(list)
-    for event in events:
-        if event.get("cat") == "Node" and str(event.get("name", "")).endswith("_kernel_time"):
-            name = re.sub(r"_kernel_time$", "", event["name"])
-            times[name, str(event["args"].get("op_name", ""))].append(event["dur"] / 1e3)
-    return {key: min(spent) for key, spent in times.items()}
+def _stored_as_integers(model: Model) -> set[str]:
+    """Return the outputs of every DequantizeLinear of a constant in the main graph."""
+    nodes = (node for node in model.graph.nodes if node.op == "DequantizeLinear")
+    return {str(node.outputs[0].name) for node in nodes if isinstance(node.inputs[0], gs.Constant)}
