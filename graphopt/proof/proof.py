@@ -51,9 +51,9 @@ class Proof:
         self.data, self.source = data, source
         self.unknown = Unknown.of(source)
         self._store = Store()
-        self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, bool, frozenset[str], int], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
-        self._usual: dict[tuple[int, int], Session] = {}
+        self._usual: dict[tuple[int, int], tuple[Model, Session]] = {}
 
     @classmethod
     def opened(cls, source: Model, data: Data) -> "Proof":
@@ -93,18 +93,22 @@ class Proof:
     def feeds(self, limit: int | None = None) -> Iterator[Feeds]:
         """Yield what is fed, up to ``limit`` samples; the first ones always come.
 
-        Of a model with initializers that a caller can override, the first samples come once more at the end, with
-        other values for these, if it runs with them.
+        Of a model with initializers that a caller can override, the first samples come once more before all others,
+        with other values for these, if it runs with them.
         """
-        yield from self.data.batches(limit)
         if other := self._with_other_values():
             yield other
+        yield from self.data.batches(limit)
 
     def counts(self, limit: int | None = None) -> Iterator[int]:
         """Yield how many samples each of the feeds holds."""
-        yield from self.data.counts(limit)
         if self._with_other_values():
             yield next(self.data.counts(1))
+        yield from self.data.counts(limit)
+
+    def _cut(self, limit: int | None) -> int:
+        """Return ``limit`` if the last batch up to it is a part of a batch of the data; else 0."""
+        return limit if limit is not None and limit < self.data.size and limit % self.data.at_once else 0
 
     def _with_other_values(self) -> Feeds:
         """Return feeds that override initializers; none if there are none to override or the model refuses them."""
@@ -130,11 +134,11 @@ class Proof:
             GraphoptError: ONNX Runtime cannot load it.
         """
         if (id(model), threads) in self._usual and optimize and profile is None:
-            return self._usual[id(model), threads]
+            return self._usual[id(model), threads][1]
         known = model if self.unknown is None else self.unknown.runnable(to_proto(model))
         session = Session(known, optimize=optimize, threads=threads, profile=profile)
         if optimize and threads == 1 and profile is None and weight_bytes(model) <= KEPT_OPEN:
-            self._usual[id(model), threads] = session
+            self._usual[id(model), threads] = model, session  # the model is held so that no other gets its identity
         return session
 
     def outputs(
@@ -151,7 +155,7 @@ class Proof:
         Raises:
             GraphoptError: ONNX Runtime cannot load or run the model.
         """
-        key = (id(model), optimize, hidden)
+        key = (id(model), optimize, hidden, self._cut(limit))
         found = self._kept.get(key) or Outputs(model, self._store)
         self._kept[key] = found
         self._kept.move_to_end(key)
@@ -174,6 +178,7 @@ class Proof:
         others = [each for each in self._kept if each[0] != id(self.source)]
         for each in others[:-MOST_KEPT]:
             self._kept.pop(each).forget()
+            self._usual = {key: kept for key, kept in self._usual.items() if key[0] != each[0]}
         return found
 
     # -- judging -------------------------------------------------------------------------------------------------------
