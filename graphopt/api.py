@@ -18,7 +18,7 @@ from graphopt.model import Model, from_proto, load, save, to_proto
 from graphopt.model.dimensions import without_names
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
-from graphopt.pipeline import Pipeline
+from graphopt.pipeline import Pipeline, Run
 from graphopt.progress import Progress, silent
 from graphopt.proof.latency import latency as measure_latency
 from graphopt.proof.proof import Proof, compare_models
@@ -114,19 +114,8 @@ def optimize(
             proof = stack.enter_context(Proof.opened(source, feeds))
             source, feeds = proof.source, proof.data
         pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress, max_opset=max_opset)
-        run = pipeline.run(source)
-        verdict = Verdict()
-        if proof is not None:
-            progress("checking the whole", len(chosen), len(chosen))
-            verdict = judge(proof, run.after.model, chosen, run.reports, max_drop)
-            if not verdict.default_session and not failed(chosen, run.reports):
-                run = replace(pipeline, default_session=True).run(source)
-                verdict = judge(proof, run.after.model, chosen, run.reports, max_drop)
-        timing: Latency | None = None
-        notes: tuple[str, ...] = ()
-        if latency and proof is not None:
-            progress("timing", len(chosen), len(chosen))
-            timing, notes = _timed(proof, run.after.model)
+        run, verdict = _judged_run(pipeline, source, max_drop)
+        timing, notes = _timed(proof, run.after.model, progress) if latency else (None, ())
     optimized = run.after.model
     before, after = measure(source, run.before.known_facts), measure(optimized, run.after.known_facts)
     larger = not_smaller(chosen, run.reports, before.bytes, after.bytes)
@@ -159,10 +148,24 @@ def optimize(
     return Result(optimized, report)
 
 
-def _timed(proof: Proof, optimized: Model) -> tuple[Latency | None, tuple[str, ...]]:
+def _judged_run(pipeline: Pipeline, source: Model, max_drop: float) -> tuple[Run, Verdict]:
+    """Run the passes and judge the whole; where only a default session fails, run again with each pass judged there."""
+    run, passes = pipeline.run(source), pipeline.passes
+    if pipeline.proof is None:
+        return run, Verdict()
+    pipeline.progress("checking the whole", len(passes), len(passes))
+    verdict = judge(pipeline.proof, run.after.model, passes, run.reports, max_drop)
+    if verdict.default_session or failed(passes, run.reports):
+        return run, verdict
+    run = replace(pipeline, default_session=True).run(source)
+    return run, judge(pipeline.proof, run.after.model, passes, run.reports, max_drop)
+
+
+def _timed(proof: Proof | None, optimized: Model, progress: Progress) -> tuple[Latency | None, tuple[str, ...]]:
     """Time the original and the result; say why not where one cannot be run."""
-    if proof.unknown is not None:
+    if proof is None or proof.unknown is not None:
         return None, ()
+    progress("timing", 1, 1)
     try:
         timing = measure_latency(proof.source, optimized, proof.data, proof.session, proof.least_ms)
     except GraphoptError as error:

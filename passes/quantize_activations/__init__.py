@@ -79,6 +79,11 @@ class QuantizeActivations(Pass):
         None, "Keep the most sensitive layers float until every output has this SQNR (dB).", minimum=0
     )
 
+    @property
+    def fits(self) -> bool:
+        """Ranges are taken from the data, and biases with them."""
+        return True
+
     def required_opset(self, view: GraphView) -> int:
         """Ask for the DequantizeLinear that every runtime has."""
         return PREFERRED_OPSET if self._layers(view)[0] else 0

@@ -150,6 +150,11 @@ class QuantizeWeights(Pass):
         object.__setattr__(self, "contract", Lossy(min_sqnr_db=_FLOORS[TYPES[self.dtype].bits]))
         object.__setattr__(self, "compresses", self.representation != "qdq")
 
+    @property
+    def fits(self) -> bool:
+        """Whether levels or biases are fitted to data."""
+        return self.rounding == "gptq" or self.bias_correction
+
     def required_opset(self, view: GraphView) -> int:
         """Ask for the opset of the forms that the weights will have."""
         candidates = [weight for weight in find_weights(view) if is_candidate(view, weight)]
