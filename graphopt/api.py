@@ -21,7 +21,7 @@ from graphopt.numerics.compare import Comparison
 from graphopt.pipeline import Pipeline, Run
 from graphopt.progress import Progress, silent
 from graphopt.proof.latency import latency as measure_latency
-from graphopt.proof.proof import Proof, compare_models
+from graphopt.proof.proof import Proof
 from graphopt.proof.unknown import provable
 from graphopt.registry import create
 from graphopt.report import Latency, Report, measure
@@ -179,7 +179,12 @@ def default_passes(model: Model) -> list[str]:
 
 
 def validate(
-    reference: AnyModel, candidate: AnyModel, data: AnyData | None = None, contract: Contract | None = None
+    reference: AnyModel,
+    candidate: AnyModel,
+    data: AnyData | None = None,
+    contract: Contract | None = None,
+    *,
+    custom_ops: Sequence[str | PathLike[str]] = (),
 ) -> Comparison:
     """Compare two models' outputs on the same inputs, on ONNX Runtime with optimizations off.
 
@@ -188,6 +193,7 @@ def validate(
         candidate: The model to judge.
         data: What to run on; generated from the reference's signature if None.
         contract: What must hold; float rounding (rtol 1e-4, atol 1e-5) if None.
+        custom_ops: Libraries with operators that ONNX Runtime does not know.
 
     Returns:
         What was measured per output, and whether all of it keeps the contract.
@@ -197,9 +203,11 @@ def validate(
         DataError: The data does not fit the reference.
         GraphoptError: ONNX Runtime cannot load or run a model.
     """
+    use_custom_operators([str(library) for library in custom_ops])
     source = as_model(reference)
     judged = contract if contract is not None else FloatExact(rtol=1e-4, atol=1e-5)
-    return compare_models(source, as_model(candidate), as_data(data, source), judged)
+    with Proof.opened(source, as_data(data, source), scored=False) as proof:
+        return proof.compare(proof.source, as_model(candidate), judged)
 
 
 def save_model(model: AnyModel, path: str | PathLike[str], external_data: ExternalPolicy = "auto") -> None:

@@ -59,10 +59,15 @@ class Proof:
         self._timed: dict[int, tuple[Model, float]] = {}
 
     @classmethod
-    def opened(cls, source: Model, data: Data) -> "Proof":
+    def opened(cls, source: Model, data: Data, *, scored: bool = True) -> "Proof":
         """Return a proof of what is made of a model that has been seen to run.
 
         Its data come in batches of a size that fits into memory, and its source declares the ranks of its outputs.
+
+        Args:
+            source: The model.
+            data: What to run on.
+            scored: Whether labels, if there are any, are to be scored.
 
         Raises:
             ModelError: ONNX Runtime refuses the model or its inputs, so that nothing can be proved.
@@ -76,7 +81,7 @@ class Proof:
                 outputs = next(kept.read())
             else:
                 proof.data, feeds, outputs = first_run(proof.session, source, data)
-                if data.labels is not None:
+                if scored and data.labels is not None:
                     require_scores(source, feeds, outputs, next(proof.data.counts(1)))
         except GraphoptError as error:
             if isinstance(error, DataError):
