@@ -197,7 +197,9 @@ def test_a_frozen_initializer_is_a_failure_unless_the_pass_says_that_it_freezes(
     verdict = judged(linear(), [Given()], source=source)
     assert any("initializer 'w' can no longer be overridden" in each for each in verdict.failures)
     assert not judged(linear(), [Freezing()], source=source).failures
-    assert judged(linear(), [Given(), Freezing()], source=source, reports=[told(Given())]).failures
+    both: list[Pass] = [Given(), Freezing()]
+    assert not judged(linear(), both, source=source).failures
+    assert judged(linear(), both, source=source, reports=[told(Given())]).failures
 
 
 # -- sessions that cannot be opened ------------------------------------------------------------------------------------
