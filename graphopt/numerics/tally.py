@@ -36,7 +36,7 @@ class Tally:
     """What is known of one output so far.
 
     Attributes:
-        rtol: The relative tolerance that a FloatExact contract has to look at differences with.
+        rtol: The relative tolerance that a FloatExact contract looks at differences with; None for other contracts.
         elements: How many elements were compared.
         differing: How many have other bits (NaN equals NaN); for floats, the sign of zero counts.
         moved_most: Largest difference of two integers.
@@ -51,7 +51,7 @@ class Tally:
         rows: How many such samples were compared.
     """
 
-    rtol: float
+    rtol: float | None
     elements: int = 0
     differing: int = 0
     moved_most: float = 0.0
@@ -73,7 +73,7 @@ class Tally:
 
     def __post_init__(self) -> None:
         """Begin with no differences."""
-        self.front = Front(self.rtol)
+        self.front = Front(self.rtol or 0.0)
 
     @property
     def turned(self) -> str:
@@ -213,14 +213,15 @@ class Tally:
         self.whole.add(r.reshape(1, 1, -1), moved.reshape(1, 1, -1), mask)
         self._candidate.add(c.reshape(1, 1, -1), zero, mask)
         self._difference.add((r - c).reshape(1, 1, -1), zero, mask)
-        self.front.add(r.reshape(-1), moved.reshape(-1))
+        if self.rtol is not None:
+            self.front.add(r.reshape(-1), moved.reshape(-1))
 
     def _add_slices(self, each: Slices, r: Floats, moved: Floats, finite: NDArray[np.bool_] | None, start: int) -> None:
         """Update the figures of one axis's entries from ``start`` on."""
         form = (int(np.prod(r.shape[: each.axis])), r.shape[each.axis], -1)
         r, moved = r.reshape(form), moved.reshape(form)
         each.moments.add(r, moved, None if finite is None else finite.reshape(form), start)
-        if self.rtol <= 0:
+        if self.rtol is None:
             return
         far = np.nonzero(moved > self.rtol * np.abs(r))
         for index in np.unique(far[1]).tolist():
