@@ -79,7 +79,9 @@ def test_a_constant_that_is_handed_on_goes_into_the_bias() -> None:
     assert bias[1] != 0
     proto = normalized(FUSED, "h = MatMul(n, w) y = Add(h, a)", b=bias, a=weight(64))
     after = assert_rewrites(
-        create(PRUNE, multiple=1), proto, ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 1, "Add": 1}
+        create(PRUNE, multiple=1),
+        proto,
+        ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 1, "Add": 1},
     )
     assert shapes(after)["w"] == (6, 64)
 
@@ -96,7 +98,9 @@ def test_all_readers_share_one_gather() -> None:
     rest = "h = MatMul(n, w) u = MatMul(n, t) y = Add(h, u)"
     proto = normalized(FUSED, rest, t=weight(8, 64))
     after = assert_rewrites(
-        create(PRUNE, multiple=1), proto, ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 2, "Add": 1}
+        create(PRUNE, multiple=1),
+        proto,
+        ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 2, "Add": 1},
     )
     assert shapes(after)["w"] == shapes(after)["t"] == (6, 64)
 
