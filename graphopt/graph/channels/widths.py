@@ -59,16 +59,14 @@ class _Width:
 def cuttable(channels: Channels, gone: Mask, multiple: int, order: Sequence[int] = ()) -> Mask:
     """Return what can go: what ``keep_multiples`` permits, without what costs more than it saves then.
 
-    ``channels.dear`` says of what costs more why it stays.
+    ``gone`` has been through ``channels.worth``. ``channels.dear`` then names what that takes out now too.
     """
     reasons = dict(channels.dear)
-    while True:
-        left = channels.worth(keep_multiples(channels, gone, multiple, order))
+    while not np.array_equal(left := keep_multiples(channels, gone, multiple, order), gone):
+        gone = channels.worth(left)
         reasons |= channels.dear
-        if np.array_equal(left, gone):
-            channels.dear = reasons
-            return left
-        gone = left
+    channels.dear = reasons
+    return gone
 
 
 def keep_multiples(channels: Channels, gone: Mask, multiple: int, order: Sequence[int] = ()) -> Mask:
