@@ -47,7 +47,7 @@ class Proof:
         self.data, self.source = data, source
         self.unknown = Unknown.of(source)
         self._store = Store()
-        self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, bool, frozenset[str], int | None], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
 
     @classmethod
@@ -140,7 +140,7 @@ class Proof:
         Raises:
             GraphoptError: ONNX Runtime cannot load or run the model.
         """
-        key = (id(model), optimize, hidden)
+        key = (id(model), optimize, hidden, self._cut(limit))
         found = self._kept.get(key) or Outputs(model, self._store)
         self._kept[key] = found
         self._kept.move_to_end(key)
@@ -159,6 +159,13 @@ class Proof:
         for each in others[:-MOST_KEPT]:
             self._kept.pop(each).forget()
         return found
+
+    def _cut(self, limit: int | None) -> int | None:
+        """Return the limit where it gives other batches, not only fewer, than no limit would; else None."""
+        if limit is None or limit >= self.data.size:
+            return None
+        *_, last = self.data.counts(limit)
+        return limit if last < self.data.at_once or self._with_other_values() else None
 
     # -- judging -------------------------------------------------------------------------------------------------------
 

@@ -303,6 +303,28 @@ def test_what_could_not_be_compared_has_no_largest_difference(candidate: object)
     assert (result.max_abs, result.max_rel) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("reference", "candidate", "says"),
+    [
+        (np.ones(2), {"a": np.ones(2)}, "float64(2,) became a map of 'a'"),
+        ({"a": np.ones(2)}, np.ones(2), "a map of 'a' became float64(2,)"),
+        (None, {1: np.ones(2)}, "nothing became a map of 1"),
+        ({i: np.ones(2) for i in range(7)}, None, "a map of 0, 1, 2, 3, 4 became nothing"),
+        ([np.ones(2)], {0: np.ones(2)}, "a sequence of 1 became a map of 0"),
+        ({0: np.ones(2)}, [np.ones(2)], "a map of 0 became a sequence of 1"),
+        ([[np.ones(2)]], [[None]], "[0][0]float64(2,) became nothing"),
+        ({"k": [np.ones(2)]}, {"k": []}, "['k']a sequence of 1 became a sequence of 0"),
+        ([np.ones(2)], [np.ones(3)], "[0]shape (2,) became (3,)"),
+    ],
+)
+def test_values_of_other_forms_are_described(reference: object, candidate: object, says: str) -> None:
+    assert judged(TIGHT, reference, candidate).problem == says
+
+
+def test_nothing_equals_nothing() -> None:
+    assert judged(TIGHT, [None, np.ones(2)], [None, np.ones(2)]).holds
+
+
 def test_of_several_differences_of_form_the_first_is_named() -> None:
     result = compare(TIGHT, (np.ones(2), np.ones(3)), (np.ones(2), np.ones(4)))
     assert result.problem == "y: shape (2,) became (3,)"

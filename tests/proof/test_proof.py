@@ -64,6 +64,28 @@ def test_outputs_are_computed_once_and_further_batches_when_they_are_asked_for()
         assert proof.opened_sessions == 4
 
 
+def test_a_limit_within_a_batch_has_outputs_of_its_own() -> None:
+    source = linear()
+    with Counting(source, from_arrays({"x": X}, source)) as proof:
+        whole, part = proof.outputs(source), proof.outputs(source, 3)
+        assert [[len(batch["y"]) for batch in each.read()] for each in (whole, part)] == [[10], [3]]
+        assert proof.outputs(source, 10) is whole
+        assert proof.outputs(source, 11) is whole
+        assert proof.outputs(source, 3) is part
+        assert proof.compare(source, linear(W * np.float32(1 + 1e-6)), TIGHT, 3).max_abs is not None
+        assert proof.opened_sessions == 3
+
+
+def test_other_values_come_last_whatever_the_limit() -> None:
+    source = from_proto(model(LISTED.replace("N", "2"), w=W))
+    with Proof(source, from_arrays({"x": X}, source)) as proof:
+        short, whole = proof.outputs(source, 4), proof.outputs(source)
+        assert (len(short), len(whole)) == (3, 6)
+        given = np.concatenate([batch["y"] for batch in list(whole.read())[:5]])
+        np.testing.assert_allclose(given, X @ W, rtol=1e-5, atol=1e-5)
+        np.testing.assert_array_equal(list(short.read())[-1]["y"], list(whole.read())[-1]["y"])
+
+
 def test_outputs_of_the_source_stay_and_of_others_the_last_four() -> None:
     source = linear()
     others = [linear(W * np.float32(factor)) for factor in range(1, 7)]
@@ -286,6 +308,14 @@ def test_a_broken_contract_is_reviewed_where_that_is_asked_for_and_affordable(mo
     assert compare_models(exact, exact, data, TIGHT).holds
     monkeypatch.setattr(proofs, "REVIEWED", nbytes - 1)
     assert not compare_models(source, exact, data, TIGHT).holds
+
+
+def test_a_contract_that_holds_is_not_reviewed() -> None:
+    source = from_proto(model("g (float[N,6] x) => (int64[N] y) { y = ArgMax<axis = 1, keepdims = 0>(x) }"))
+    result = compare_models(source, source, from_arrays({"x": X}, source), TIGHT)
+    assert result.holds
+    assert not result.notes
+    assert [each.name for each in result.outputs] == ["y"]
 
 
 def test_samples_are_those_of_the_user() -> None:
