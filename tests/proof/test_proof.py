@@ -206,6 +206,32 @@ def test_outputs_are_not_trimmed_where_inputs_have_no_length_in_common() -> None
         assert batch["y"].shape == (4, 4)
 
 
+def test_every_row_of_a_ready_set_of_feeds_is_compared() -> None:
+    """A folder of test data may hold several samples in each set."""
+    source = from_proto(model("g (float[10,6] x) => (float[10,4] y) { y = MatMul(x, w) }", w=W))
+    text = "g (float[10,6] x) => (float[10,4] y) { a = MatMul(x, w) y = Add(a, e) }"
+    off = np.zeros((10, 4), np.float32)
+    off[9, 3] = 1
+    wrong = from_proto(model(text, w=W, e=off))
+    result = compare_models(source, wrong, ListData([{"x": X}]), TIGHT)
+    assert not result.holds
+    assert result.outputs[0].elements == 40
+
+
+def test_scalars_and_lists_among_the_inputs_fill_up_nothing() -> None:
+    text = """g (float[4,6] x, float s, seq(float[3]) l) => (float[4,4] y, seq(float[3]) k) {
+        a = MatMul(x, w) y = Mul(a, s) k = Identity(l) }"""
+    source = from_proto(model(text, w=W))
+    feeds = {"x": X[:4], "s": np.array(2, np.float32), "l": [draw(3)]}
+    with Proof.opened(source, ListData([feeds])) as proof:
+        (batch,) = proof.outputs(proof.source).read()
+        assert batch["y"].shape == (4, 4)
+        assert len(batch["k"]) == 1
+    shared = from_proto(model("g (float[4,6] x, float s) => (float[4,4] y) { a = MatMul(x, w) y = Mul(a, s) }", w=W))
+    with Proof(shared, from_arrays({"x": X, "s": np.array(2, np.float32)}, shared)) as proof:
+        assert [len(batch["y"]) for batch in proof.outputs(shared).read()] == [4, 4, 2]
+
+
 def test_initializers_that_a_caller_can_override_are_fed_other_values_at_last() -> None:
     source = from_proto(model(LISTED, w=W))
     with Proof(source, from_arrays({"x": X}, source)) as proof:
