@@ -158,6 +158,7 @@ def test_domains_that_nothing_uses_any_more_are_dropped() -> None:
         ("z = Abs(a)", "z = Neg(a)", False),
         ("Secret(a, , w)", "Secret(x, , w)", False),  # another tensor with, perhaps, the same values
         ("Secret(a, , w)", "Secret(a, w)", True),
+        ("Secret(a, , w)", "Secret(a, x, w)", True),
         ("Secret(a, , w)", "Secret<k = 1>(a, , w)", True),
         ("c = Add(b, a)", "c = Sub(b, a)", True),
         ("c = Add(b, a)", "c = Add(a, b)", True),
