@@ -9,7 +9,19 @@ import onnx
 import onnx_graphsurgeon as gs
 import pytest
 
-from graphopt import BitExact, GraphView, Lossy, Pass, PassResult, Rewritten, SitePass, create, option, trial
+from graphopt import (
+    BitExact,
+    FloatExact,
+    GraphView,
+    Lossy,
+    Pass,
+    PassResult,
+    Rewritten,
+    SitePass,
+    create,
+    option,
+    trial,
+)
 from graphopt.bisect import Treatment
 from graphopt.contract import Contract
 from graphopt.model import from_proto, to_proto
@@ -42,6 +54,7 @@ class Blur(SitePass):
 
     loud: tuple[str, ...] = option((), "Sites with more noise.")
     broken: tuple[str, ...] = option((), "Sites that become NaN.")
+    silent: tuple[str, ...] = option((), "Sites without noise.")
 
     def sites(self, view: GraphView) -> Iterator[gs.Node]:
         """Yield every MatMul."""
@@ -52,7 +65,7 @@ class Blur(SitePass):
         (weight,) = view.require_constants(node.inputs[1])
         site = view.site(node)
         level = min(view.demotions.get(site, 0), len(self.demotions))
-        scale = (0.15 if site in self.loud else 1e-3) * (1.0, 1.0, 0.3, 1e-3)[level]
+        scale = (0.15 if site in self.loud else 0.0 if site in self.silent else 1e-3) * (1.0, 1.0, 0.3, 1e-3)[level]
         noise = np.float32(np.nan if site in self.broken else scale) * draw(8, 8, seed=99)
         view.edit.set_values(node, 1, weight + noise)
         return f"level {level}"
@@ -120,6 +133,12 @@ def test_the_sites_that_cost_most_are_written_more_carefully(loud: tuple[str, ..
         moved = np.abs(stored[f"w{index}"] - source[f"w{index}"]).max()
         assert 1e-4 < moved < 1e-2 or site in loud, site
         assert moved < 1e-2
+
+
+def test_a_site_without_noise_costs_nothing() -> None:
+    outcome = tried(Blur(loud=("t3",), silent=("t5",)))
+    assert not outcome.failure
+    assert outcome.treatment == Treatment({}, {"t3": 3})
 
 
 def test_a_third_partys_pass_without_steps_leaves_the_loud_sites_float() -> None:
@@ -292,6 +311,41 @@ def test_a_noisy_pass_has_fewer_culprits(monkeypatch: pytest.MonkeyPatch) -> Non
     outcome = tried(Everywhere())
     assert outcome.failure.startswith("broke its contract lossy(min_sqnr_db=20): t6: SQNR ")
     assert max(len(each.vetoes) for each in replays) <= 7
+
+
+def test_hard_breaks_of_a_lossy_pass_are_looked_for_as_those_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trial, "MAX_LOSSY_CULPRITS", 1)
+    outcome = tried(Plain(broken=("t2", "t5")))
+    assert not outcome.failure
+    assert set(outcome.treatment.vetoes) == {"t2", "t5"}
+
+
+def test_what_breaks_a_contract_by_the_models_own_noise_is_no_break() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Exact(SitePass):
+        """Compute (a + k) - k without k, which cancels all but a few digits of a."""
+
+        name = "exact"
+        contract = FloatExact(rtol=1e-4, atol=1e-5)
+
+        def sites(self, view: GraphView) -> Iterator[gs.Node]:
+            """Yield every Sub."""
+            yield from view.nodes("Sub")
+
+        def rewrite(self, view: GraphView, node: gs.Node) -> None:
+            """Leave out both."""
+            add, out = node.i(), node.outputs[0]
+            made = view.edit.add_node(node, "Identity", [add.inputs[0]])
+            view.edit.remove([add, node])
+            view.edit.set_output(made, 0, out)
+
+    text = "g (float[N,8] t0) => (float[N,8] y) { a = MatMul(t0, w) s = Add(a, k) y = Sub(s, k) }"
+    outcome = tried(Exact(), model(text, w=draw(8, 8), k=np.full(8, 1e4, np.float32)))
+    assert not outcome.failure
+    assert outcome.check is not None
+    assert outcome.check.max_abs is not None
+    assert outcome.check.max_abs > 1e-4
+    assert "the model's own float noise" in outcome.check.notes[0]
 
 
 def test_where_every_site_is_at_fault_the_pass_is_reverted() -> None:

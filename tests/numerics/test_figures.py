@@ -252,8 +252,15 @@ def test_the_worst_part_is_named_with_its_severity() -> None:
     assert judged(TIGHT, r, r).severity == 0.0
 
 
+def test_the_whole_is_named_by_no_part() -> None:
+    r = np.linspace(-1, 1, 9)
+    assert judged(TIGHT, r, r + 0.1).problem.startswith("an element moved by 0.1, ")
+    assert judged(Lossy(90), r, r * 1.1, sampled=False).problem.startswith("SQNR 20.00 dB, at least 90")
+
+
 def test_the_severity_of_a_lossy_contract_is_in_decibels() -> None:
     r = np.random.default_rng(0).standard_normal((64, 1))
+    assert judged(Lossy(10), r, r * 1.1).severity == 0.0
     output = judged(Lossy(30), r, r * 1.1)
     assert output.sqnr_db is not None
     assert output.severity == pytest.approx(1 + 30 - output.sqnr_db)
@@ -361,6 +368,7 @@ def test_what_holds_no_finite_float_has_no_parts(value: Array) -> None:
 
 
 def test_only_floats_can_be_void() -> None:
+    assert not compare(TIGHT, (np.ones(3), np.ones(3))).notes
     assert not compare(TIGHT, (np.ones(3, np.int64), np.ones(3, np.int64))).notes
     assert not compare(TIGHT, (np.array(["a"], object), np.array(["a"], object))).notes
 
