@@ -53,7 +53,7 @@ class Blur(SitePass):
     demotions = ("form", "range", "bits")
 
     loud: tuple[str, ...] = option((), "Sites with more noise.")
-    broken: tuple[str, ...] = option((), "Sites that become NaN.")
+    broken: tuple[str, ...] = option((), "Sites that break the contract.")
     silent: tuple[str, ...] = option((), "Sites without noise.")
 
     def sites(self, view: GraphView) -> Iterator[gs.Node]:
@@ -255,11 +255,12 @@ class Double(Plain):
 
     name = "double"
     contract = BitExact()
+    gain: ClassVar[float] = 2.0
 
     def rewrite(self, view: GraphView, node: gs.Node) -> str:
         """Write a weight anew."""
         (weight,) = view.require_constants(node.inputs[1])
-        view.edit.set_values(node, 1, weight * np.float32(2 if view.site(node) in self.broken else 1))
+        view.edit.set_values(node, 1, weight * np.float32(self.gain if view.site(node) in self.broken else 1))
         return ""
 
 
@@ -452,6 +453,20 @@ def test_where_nothing_is_left_the_failure_names_the_session() -> None:
     assert outcome.failure.startswith(
         "broke its contract lossy(min_sqnr_db=20) in a default session of ONNX Runtime: y: "
     )
+
+
+def test_the_plain_session_counts_as_well() -> None:
+    """An error that a default session could make by itself."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Slight(Double):
+        """Off by 3e-4."""
+
+        name = "slight"
+        gain = 1.0003
+
+    assert set(tried(Slight(broken=("t2",)), default_session=True).treatment.vetoes) == {"t2"}
+    assert not tried(Slight(), default_session=True).treatment.vetoes
 
 
 # -- what is tried -----------------------------------------------------------------------------------------------------

@@ -87,10 +87,13 @@ def test_a_row_is_needed_for_each_sample_that_was_fed(
 
 def test_inputs_of_several_lengths_say_nothing_of_the_number_of_samples() -> None:
     subject = net("g (float[N,6] x, float[M,6] z) => (float[N,4] y) { y = MatMul(x, w) }", w=W)
-    feeds = {"x": np.zeros((2, 6)), "z": np.zeros((3, 6)), "scalar": np.array(1.0), "list": [1]}
-    require_scores(subject, feeds, {"y": np.zeros((2, 4))}, 2)
-    with pytest.raises(DataError, match="3 rows of class scores for 2"):
-        require_scores(subject, feeds, {"y": np.zeros((3, 4))}, 2)
+    for lengths in ((2, 3), (3, 2)):
+        feeds = {"x": np.zeros((lengths[0], 6)), "z": np.zeros((lengths[1], 6)), "scalar": np.array(1.0), "list": [1]}
+        for samples in lengths:
+            require_scores(subject, feeds, {"y": np.zeros((samples, 4))}, samples)
+            with pytest.raises(DataError, match=f"7 rows of class scores for {samples}"):
+                require_scores(subject, feeds, {"y": np.zeros((7, 4))}, samples)
+    require_scores(subject, {"scalar": np.array(1.0)}, {"y": np.zeros((2, 4))}, 2)
 
 
 def test_labels_and_float_scores_are_needed() -> None:

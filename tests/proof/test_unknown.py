@@ -128,6 +128,15 @@ def test_wherever_it_is(text: str, operators: tuple[str, ...], sites: set[str]) 
     Session(runnable)
 
 
+def test_what_is_left_out_is_no_tensor() -> None:
+    """An output that an unknown operator leaves out is not what another leaves out of its inputs."""
+    text = """g (float[N,4] x, float m) => (float[N,4] y, float[N,4] z) {
+        y, , b = com.example.Secret(x) z = Clip(x, , m) }"""
+    found = unknown(parsed(text))
+    assert found.sites == {"y"}
+    assert Session(to_proto(provable(parsed(text)))).outputs[0] == "z"
+
+
 def test_what_a_body_captures_is_given_out() -> None:
     text = """g (float[N,4] x, bool c) => (float[N,4] y) { a = Relu(x) y = If(c) <
         then_branch = s () => (float[N,4] t) { t = com.example.Secret(a) },
