@@ -96,6 +96,12 @@ def test_inputs_of_several_lengths_say_nothing_of_the_number_of_samples() -> Non
     require_scores(subject, {"scalar": np.array(1.0)}, {"y": np.zeros((2, 4))}, 2)
 
 
+def test_a_number_is_no_row_of_scores_for_several_samples() -> None:
+    subject = net("g (float[2,6] x) => (float y) { y = ReduceSum<keepdims = 0>(x) }")
+    with pytest.raises(DataError, match=r"output 'y' of shape \(1,\) has 1 rows of class scores for 2 samples"):
+        top1(subject, from_arrays({"x": X, "labels": LABELS * 0}, subject))
+
+
 def test_labels_and_float_scores_are_needed() -> None:
     subject = net("g (float[N,6] x) => (float[N,4] y) { y = MatMul(x, w) }", w=W)
     with pytest.raises(DataError, match="there are no labels to measure top-1 with"):
