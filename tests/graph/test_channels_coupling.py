@@ -8,7 +8,9 @@ from graphopt.graph.channels import Channels, channel_groups
 from graphopt.graph.channels.cost import Cost
 from graphopt.graph.channels.labels import Pick
 from graphopt.model import from_proto
-from graphopt.testing import draw, model
+from graphopt.registry import create
+from graphopt.runtime.session import Session
+from graphopt.testing import draw, model, run_alone
 
 HEADS = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
 FEATURES = [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
@@ -86,6 +88,24 @@ def test_multiply_accumulates(batch: str, times: int) -> None:
     assert not cost.unknown
     assert cost.macs(nothing) == times * (6 * 3 * 9 * 9 + 8 * 3 * 9 + 8 * 4)
     assert cost.parameters(nothing) == 6 * 3 * 9 + 8 * 3 + 8 * 4
+
+
+def test_a_shape_is_written_down_only_where_a_size_that_changes_is_read() -> None:
+    """Of a Shape of which only the batch is read nothing changes; one whose channels are read becomes a constant."""
+    weight = draw(6, 3, 1, 1)
+    weight[[1, 2]] = 0
+    for axis, left in ((0, 1), (1, 0)):
+        proto = model(
+            """g (float[2,3,4,4] x) => (float[N,3,4,4] y) { a = Conv(x, w) r = Relu(a) h = Shape(r) n = Gather(h, k)
+            f = Cast<to=1>(n) b = Conv(r, v) y = Mul(b, f) }""",
+            w=weight,
+            k=np.array(axis),
+            v=draw(3, 6, 1, 1),
+        )
+        after, _ = run_alone(create("prune-channels"), proto)
+        assert sum(node.op_type == "Shape" for node in after.graph.node) == left
+        given = {"x": draw(2, 3, 4, 4)}
+        np.testing.assert_allclose(Session(after).run(given)["y"], Session(proto).run(given)["y"], rtol=1e-5, atol=1e-5)
 
 
 def test_groups_are_numbered_by_their_smallest_label() -> None:
