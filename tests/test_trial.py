@@ -127,7 +127,7 @@ def test_the_sites_that_cost_most_are_written_more_carefully(loud: tuple[str, ..
     for each in outcome.demoted:
         assert each.nbytes is None
         assert each.cost_db is not None
-        assert 3 < each.cost_db < 12  # the whole has 7.4, the worst channel less
+        assert 0 < each.cost_db < 12  # the whole has 7.4, the worst part less
     stored, source = initializers(to_proto(outcome.model)), initializers(chain())
     for index, site in enumerate(SITES):
         moved = np.abs(stored[f"w{index}"] - source[f"w{index}"]).max()
