@@ -71,7 +71,7 @@ def in_default_session(contract: Contract) -> Contract:
     """Return what a contract demands in a session of ONNX Runtime with default options."""
     if isinstance(contract, Lossy):
         return contract
-    own = contract if isinstance(contract, FloatExact) else FloatExact(0.0, 0.0)
+    own = contract if isinstance(contract, FloatExact) else DEFAULT_SESSION
     return FloatExact(max(own.rtol, DEFAULT_SESSION.rtol), max(own.atol, DEFAULT_SESSION.atol))
 
 

@@ -109,7 +109,7 @@ class Comparer:
     def __init__(self, contract: Contract) -> None:
         """Judge by ``contract``."""
         self._contract = contract
-        self._rtol = contract.rtol if isinstance(contract, FloatExact) else 0.0
+        self._rtol = contract.rtol if isinstance(contract, FloatExact) else None
         self._tallies: dict[str, Tally] = {}
         self._samples = 0
         self._refusals: list[str] = []

@@ -29,15 +29,6 @@ class Slices:
     axis: int
     moments: Moments
     fronts: dict[int, Front] = field(default_factory=dict)
-    shares: bool = True
-    """Whether the entries are shares of one, as probabilities are: then they have one unit, and are one part."""
-
-    def watch(self, reference: NDArray[Any]) -> None:
-        """See whether the entries are still shares of one."""
-        if self.shares and reference.size:
-            with np.errstate(over="ignore", invalid="ignore"):
-                sums = reference.astype(np.float64).sum(axis=self.axis)
-                self.shares = bool(reference.min() >= 0 and np.abs(sums - 1).max() < _SHARES)
 
 
 @dataclass
@@ -45,7 +36,7 @@ class Tally:
     """What is known of one output so far.
 
     Attributes:
-        rtol: The relative tolerance that a FloatExact contract has to look at differences with.
+        rtol: The relative tolerance that a FloatExact contract looks at differences with; None for other contracts.
         elements: How many elements were compared.
         differing: How many have other bits (NaN equals NaN); for floats, the sign of zero counts.
         moved_most: Largest difference of two integers.
@@ -60,7 +51,7 @@ class Tally:
         rows: How many such samples were compared.
     """
 
-    rtol: float
+    rtol: float | None
     elements: int = 0
     differing: int = 0
     moved_most: float = 0.0
@@ -76,12 +67,13 @@ class Tally:
     _became: str = field(default="", repr=False)
     _strange: int = field(default=0, repr=False)
     _rank: int | None = field(default=None, repr=False)
+    _shares: set[int] = field(default_factory=set, repr=False)
     _candidate: Moments = field(default_factory=lambda: Moments(1), repr=False)
     _difference: Moments = field(default_factory=lambda: Moments(1), repr=False)
 
     def __post_init__(self) -> None:
         """Begin with no differences."""
-        self.front = Front(self.rtol)
+        self.front = Front(self.rtol or 0.0)
 
     @property
     def turned(self) -> str:
@@ -108,8 +100,11 @@ class Tally:
         return float(np.clip((a + b - d) / (2 * np.sqrt(a * b)), -1.0, 1.0)) if b > 0 else 0.0
 
     def entries(self) -> list[Slices]:
-        """Return the axes whose entries are parts of the output."""
-        return [each for each in self.slices.values() if not each.shares]
+        """Return the axes whose entries are parts of the output.
+
+        None are if the elements along an axis are shares of one, as probabilities are: they have one unit.
+        """
+        return [] if self._shares else list(self.slices.values())
 
     def add(self, reference: Any, candidate: Any, samples: int | None = None) -> None:
         """Compare one value: an array, or a sequence, map or optional of them.
@@ -164,14 +159,14 @@ class Tally:
         """Keep an axis by itself while it has one short length on all of the data."""
         if self._rank is None:
             self._rank = -1 if reference is None else reference.ndim
-            for axis in {1, self._rank - 1} if self._rank > 1 else ():
+            self._shares = {1, self._rank - 1} if self._rank > 1 else set()
+            for axis in self._shares:
                 assert reference is not None
                 if 1 < reference.shape[axis] <= MOST_SLICES:
                     self.slices[axis] = Slices(axis, Moments(reference.shape[axis]))
         same_rank = reference is not None and reference.ndim == self._rank
+        self._shares = {axis for axis in self._shares if reference is not None and _adds_up(reference, axis)}
         for axis in list(self.slices):
-            if reference is not None and same_rank:
-                self.slices[axis].watch(reference)
             if not same_rank or reference is None or reference.shape[axis] != len(self.slices[axis].moments.count):
                 del self.slices[axis]
 
@@ -218,19 +213,29 @@ class Tally:
         self.whole.add(r.reshape(1, 1, -1), moved.reshape(1, 1, -1), mask)
         self._candidate.add(c.reshape(1, 1, -1), zero, mask)
         self._difference.add((r - c).reshape(1, 1, -1), zero, mask)
-        self.front.add(r.reshape(-1), moved.reshape(-1))
+        if self.rtol is not None:
+            self.front.add(r.reshape(-1), moved.reshape(-1))
 
     def _add_slices(self, each: Slices, r: Floats, moved: Floats, finite: NDArray[np.bool_] | None, start: int) -> None:
         """Update the figures of one axis's entries from ``start`` on."""
         form = (int(np.prod(r.shape[: each.axis])), r.shape[each.axis], -1)
         r, moved = r.reshape(form), moved.reshape(form)
         each.moments.add(r, moved, None if finite is None else finite.reshape(form), start)
-        if self.rtol <= 0:
+        if self.rtol is None:
             return
         far = np.nonzero(moved > self.rtol * np.abs(r))
         for index in np.unique(far[1]).tolist():
             chosen = tuple(axes[far[1] == index] for axes in far)
             each.fronts.setdefault(start + index, Front(self.rtol)).add(r[chosen], moved[chosen])
+
+
+def _adds_up(reference: NDArray[Any], axis: int) -> bool:
+    """Whether the elements along an axis are shares of one; nothing speaks against it where there are none."""
+    if axis >= reference.ndim or not reference.size:
+        return axis < reference.ndim
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = reference.sum(axis=axis, dtype=np.float64)
+        return bool(reference.min() >= 0 and np.abs(sums - 1).max() < _SHARES)
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], int]]:

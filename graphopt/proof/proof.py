@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from graphopt.contract import BitExact, Contract
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.errors import DataError, GraphoptError, ModelError
 from graphopt.model import Model, to_proto
 from graphopt.model.exporter import weight_bytes
 from graphopt.model.ranks import with_ranks
@@ -17,8 +18,9 @@ from graphopt.proof.accuracy import require_scores
 from graphopt.proof.batching import first_run
 from graphopt.proof.outputs import Outputs, Store
 from graphopt.proof.review import Pair, review
+from graphopt.proof.timing import least_times
 from graphopt.proof.unknown import Unknown
-from graphopt.runtime.data import Data, Feeds
+from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.feeds import overridden
 from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session
@@ -27,7 +29,7 @@ MOST_KEPT = 4
 """Outputs of so many models are kept besides those of the one that a run began with."""
 
 KEPT_OPEN = 1 << 25
-"""Default sessions on one thread of models with up to this many bytes of weights stay open, to be timed."""
+"""Default sessions on one thread of the source and of one other model stay open, to be timed, up to this many bytes."""
 
 REVIEWED = 1 << 30
 """Weights of up to this many bytes are reviewed, as that takes several copies of them."""
@@ -51,29 +53,45 @@ class Proof:
         self.data, self.source = data, source
         self.unknown = Unknown.of(source)
         self._store = Store()
-        self._kept: OrderedDict[tuple[int, bool, frozenset[str], int], Outputs] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
-        self._usual: dict[tuple[int, int], tuple[Model, Session]] = {}
+        self._usual: dict[int, tuple[Model, Session]] = {}
+        self._timed: dict[int, tuple[Model, float]] = {}
 
     @classmethod
-    def opened(cls, source: Model, data: Data) -> "Proof":
+    def opened(cls, source: Model, data: Data, *, scored: bool = True) -> "Proof":
         """Return a proof of what is made of a model that has been seen to run.
 
         Its data come in batches of a size that fits into memory, and its source declares the ranks of its outputs.
+
+        Args:
+            source: The model.
+            data: What to run on.
+            scored: Whether labels, if there are any, are to be scored.
 
         Raises:
             ModelError: ONNX Runtime refuses the model or its inputs, so that nothing can be proved.
             DataError: There are labels, but the model does not give one row of class scores for each sample.
         """
         proof = cls(source, data)
+        kept: Outputs | None = None
         try:
-            proof.data, feeds, outputs = first_run(proof.session, source, data)
+            if isinstance(data, ListData):  # few feeds: what they give is wanted later on as well
+                kept = proof.outputs(source)
+                outputs = next(kept.read())
+            else:
+                proof.data, feeds, outputs = first_run(proof.session, source, data)
+                if scored and data.labels is not None:
+                    require_scores(source, feeds, outputs, next(proof.data.counts(1)))
         except GraphoptError as error:
+            if isinstance(error, DataError):
+                raise
             raise ModelError(f"{source.path or 'the model'} cannot be proved, as it does not run: {error}") from error
-        if data.labels is not None:
-            require_scores(source, feeds, outputs, next(proof.data.counts(1)))
         ranks = {name: value.ndim for name, value in outputs.items() if isinstance(value, np.ndarray)}
         proof.source = with_ranks(source, ranks)
+        if kept is not None:
+            proof._kept.clear()
+            proof._kept[id(proof.source), False, frozenset()] = replace(kept, owner=proof.source)
         return proof
 
     def __enter__(self) -> "Proof":
@@ -85,30 +103,31 @@ class Proof:
     ) -> None:
         """Remove what is kept."""
         self._usual.clear()
+        self._timed.clear()
         self._kept.clear()
         self._store.close()
 
     # -- running -------------------------------------------------------------------------------------------------------
 
     def feeds(self, limit: int | None = None) -> Iterator[Feeds]:
-        """Yield what is fed, up to ``limit`` samples; the first ones always come.
+        """Yield what is fed: whole batches, until they hold ``limit`` samples.
 
         Of a model with initializers that a caller can override, the first samples come once more before all others,
         with other values for these, if it runs with them.
         """
         if other := self._with_other_values():
             yield other
-        yield from self.data.batches(limit)
+        yield from self.data.batches(self._whole(limit))
 
     def counts(self, limit: int | None = None) -> Iterator[int]:
         """Yield how many samples each of the feeds holds."""
         if self._with_other_values():
             yield next(self.data.counts(1))
-        yield from self.data.counts(limit)
+        yield from self.data.counts(self._whole(limit))
 
-    def _cut(self, limit: int | None) -> int:
-        """Return ``limit`` if the last batch up to it is a part of a batch of the data; else 0."""
-        return limit if limit is not None and limit < self.data.size and limit % self.data.at_once else 0
+    def _whole(self, limit: int | None) -> int | None:
+        """Return a limit in whole batches, so that outputs that were kept for one limit serve another."""
+        return None if limit is None else -(-limit // self.data.at_once) * self.data.at_once
 
     def _with_other_values(self) -> Feeds:
         """Return feeds that override initializers; none if there are none to override or the model refuses them."""
@@ -133,12 +152,16 @@ class Proof:
         Raises:
             GraphoptError: ONNX Runtime cannot load it.
         """
-        if (id(model), threads) in self._usual and optimize and profile is None:
-            return self._usual[id(model), threads][1]
+        usual = optimize and threads == 1 and profile is None
+        if usual and id(model) in self._usual:
+            return self._usual[id(model)][1]
         known = model if self.unknown is None else self.unknown.runnable(to_proto(model))
         session = Session(known, optimize=optimize, threads=threads, profile=profile)
-        if optimize and threads == 1 and profile is None and weight_bytes(model) <= KEPT_OPEN:
-            self._usual[id(model), threads] = model, session  # the model is held so that no other gets its identity
+        if usual and weight_bytes(model) <= KEPT_OPEN:
+            others = [key for key in self._usual if key != id(self.source)]
+            if others:
+                del self._usual[others[0]]
+            self._usual[id(model)] = model, session
         return session
 
     def outputs(
@@ -155,7 +178,7 @@ class Proof:
         Raises:
             GraphoptError: ONNX Runtime cannot load or run the model.
         """
-        key = (id(model), optimize, hidden, self._cut(limit))
+        key = (id(model), optimize, hidden)
         found = self._kept.get(key) or Outputs(model, self._store)
         self._kept[key] = found
         self._kept.move_to_end(key)
@@ -173,13 +196,18 @@ class Proof:
             raise
         finally:
             if session is not None:
+                if threads == 1 and id(model) not in self._usual:
+                    self._timed[id(model)] = model, least_times([session], next(self.data.batches(1)))[0]
                 del session
                 give_back()
         others = [each for each in self._kept if each[0] != id(self.source)]
         for each in others[:-MOST_KEPT]:
             self._kept.pop(each).forget()
-            self._usual = {key: kept for key, kept in self._usual.items() if key[0] != each[0]}
         return found
+
+    def least_ms(self, model: Model) -> float | None:
+        """Return the time of one run in a default session on one thread if it was measured while that was open."""
+        return self._timed[id(model)][1] if id(model) in self._timed else None
 
     # -- judging -------------------------------------------------------------------------------------------------------
 
