@@ -154,8 +154,8 @@ def test_values_that_give_something_finite_are_preferred() -> None:
 
 
 def test_values_whose_outputs_have_no_nan_are_preferred() -> None:
-    text = "g (float[N,4] x) => (float[N,4] y) { m = MatMul(x, w) s = Log(m) y = Relu(s) }"
-    proto = model(text, w=np.abs(draw(4, 4)))
+    text = "g (float[N,4] x) => (float[N,64] y) { m = MatMul(x, w) y = Log(m) }"
+    proto = model(text, w=np.abs(draw(4, 64)))
     session = Session(from_proto(proto))
     for feeds in generate(from_proto(proto)).batches():
         assert not np.isnan(session.run(feeds)["y"]).any()
