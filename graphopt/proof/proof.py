@@ -16,6 +16,7 @@ from graphopt.model.ranks import with_ranks
 from graphopt.numerics.compare import Comparer, Comparison
 from graphopt.proof.accuracy import require_scores
 from graphopt.proof.batching import first_run
+from graphopt.proof.dependence import dependent_outputs
 from graphopt.proof.outputs import Outputs, Store
 from graphopt.proof.review import Pair, review
 from graphopt.proof.timing import least_times
@@ -249,12 +250,20 @@ class Proof:
             comparer.refuse(change)
         if gone and not freezes:
             comparer.refuse(f"initializer {min(gone)!r} can no longer be overridden")
-        plain = comparer.result()
+        plain = self._without_constants(comparer.result(), reference)
         large = max(weight_bytes(reference), weight_bytes(candidate)) > REVIEWED
         if plain.holds or isinstance(contract, BitExact) or large or not reviewed or self.unknown is not None:
             return plain
         pair = Pair(to_proto(reference), to_proto(candidate), optimize, self.data.generated)
         return review(plain, pair, contract, lambda: zip(self.feeds(limit), self.counts(limit), strict=True))
+
+    def _without_constants(self, comparison: Comparison, reference: Model) -> Comparison:
+        """Return a comparison that does not call those outputs blind that depend on no input."""
+        if not comparison.blind:
+            return comparison
+        proto = to_proto(reference, weights=False)
+        known = dependent_outputs(proto if self.unknown is None else self.unknown.runnable(proto))
+        return replace(comparison, blind=tuple(name for name in comparison.blind if name in known))
 
 
 def _real(outputs: Feeds, feeds: Feeds, count: int, at_once: int) -> Feeds:

@@ -15,7 +15,7 @@ from graphopt.runtime.plans import Plan, first_plans, fixed_plans, further_plans
 from graphopt.runtime.probe import Probe, Seen
 
 FIXED_DRAWS = 3
-_TELLING = 3
+_TELLING, _SOUND = 3, 4
 """The score of an output that differs between samples."""
 MOST_CLASSES = 6
 """Of so many classes of axes each is set apart by itself, where setting all of them apart does not run."""
@@ -31,7 +31,8 @@ def generate(model: Model, seed: int = 0) -> ListData:
 
     Each draw is tried on ONNX Runtime in another process, which may crash. If it is refused, other sizes and values are
     tried; likewise, a few times, if a float output is never finite, is constant, or is equal for all samples: such
-    outputs cannot tell a good model from a constant. The draws that say most are kept.
+    outputs cannot tell a good model from a constant; or if there is a NaN in it, as behind the logarithm of a negative
+    number, next to which rounding decides between a number and NaN. The draws that say most are kept.
 
     In one of the draws equally named axes, unnamed ones, and axes of different names are not equally long, as far as
     the model runs with that. If it has initializers that a caller can override, a last draw feeds other values for
@@ -57,7 +58,7 @@ def generate(model: Model, seed: int = 0) -> ListData:
 
 
 def _scores(runs: list[list[Seen]]) -> dict[str, int]:
-    """Return what each output says: 0 nothing finite, 1 a constant, 2 the same for all samples, 3 something.
+    """Return what each output says: 0 nothing finite, 1 a constant, 2 the same for all samples, 3 more, 4 without NaN.
 
     Float outputs count; where there is none, the others. Outputs that are always empty are left out.
     """
@@ -73,7 +74,7 @@ def _score(seen: list[Seen]) -> int:
     if not any(each.finite for each in seen):
         return 0
     if any(each.moved or each.differs(seen[0]) for each in seen):
-        return _TELLING
+        return _TELLING if any(each.nan for each in seen) else _SOUND
     return 2 if any(each.varies for each in seen) else 1
 
 
@@ -89,7 +90,7 @@ class _Draws:
     def score(self) -> tuple[int, int]:
         """How much they say: of the outputs that say least, then in all."""
         scores = _scores(self.seen).values()
-        return min(scores, default=_TELLING), sum(scores)
+        return min(scores, default=_SOUND), sum(scores)
 
 
 class _Search:
@@ -148,7 +149,7 @@ class _Search:
         if best is None or not drawer.order:
             return best
         for plan in telling_plans(best.plan, drawer.longest):
-            if best.score[0] == _TELLING:
+            if best.score[0] == _SOUND:
                 break
             draws = self._several(plan)
             if draws is not None and draws.score > best.score:

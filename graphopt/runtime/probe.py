@@ -41,6 +41,7 @@ class Seen:
         name: The output.
         kind: "float"; "other" for integers and booleans; "" where there is nothing to compare.
         finite: Whether an element is neither NaN nor infinite.
+        nan: Whether an element is NaN.
         varies: Whether its elements differ.
         moved: Whether its rows, along the first axis, differ; None if it has fewer than two.
         mark: Shapes, the size of a difference that counts, and numbers that differ if any element does.
@@ -49,6 +50,7 @@ class Seen:
     name: str
     kind: str
     finite: bool
+    nan: bool
     varies: bool
     moved: bool | None
     mark: list[Any]

@@ -105,7 +105,7 @@ def _seen(name: str, value: Any) -> dict[str, Any]:
     is_float = any(each.dtype.kind in "fV" for each in arrays)
     kept = [each for each in arrays if each.size and each.dtype.kind in ("fV" if is_float else "biu")]
     if not kept:
-        return {"name": name, "kind": "", "finite": True, "varies": False, "moved": None, "mark": []}
+        return {"name": name, "kind": "", "finite": True, "nan": False, "varies": False, "moved": None, "mark": []}
     shapes = [list(each.shape) for each in arrays]
     numbers = [each.astype(np.float64) for each in kept]
     flat = np.concatenate([each.reshape(-1) for each in numbers])
@@ -117,6 +117,7 @@ def _seen(name: str, value: Any) -> dict[str, Any]:
         "name": name,
         "kind": "float" if is_float else "other",
         "finite": bool(np.isfinite(flat).any()),
+        "nan": bool(np.isnan(flat).any()),
         "varies": high - low > close,
         "moved": _moved(numbers[0], close) if len(arrays) == 1 and numbers[0].ndim else None,
         "mark": [shapes, close, low, high, float(finite.mean()), float(finite @ waves) / finite.size],

@@ -23,6 +23,10 @@ W = RNG.standard_normal((6, 4)).astype(np.float32)
 X = RNG.standard_normal((7, 6)).astype(np.float32)
 
 
+def branch(op: str) -> str:
+    return f"{op}_body () => (float[6,4] {op}_out) {{ {op}_out = {op}(w) }}"
+
+
 def linear(weight: np.ndarray, batch: str = "N") -> Model:
     return from_proto(model(f"g (float[{batch},6] x) => (float[{batch},4] y) {{ y = MatMul(x, w) }}", w=weight))
 
@@ -40,6 +44,23 @@ def test_rounding_holds_and_more_does_not(error: float, holds: bool) -> None:
     assert result.max_abs == pytest.approx(np.abs(X @ off - X @ W).max(), abs=1e-6)
     assert result.max_abs > 0
     assert not result.notes
+
+
+@pytest.mark.parametrize(
+    ("body", "blind"),
+    [
+        ("y = MatMul(x, w) z = Relu(w)", ()),
+        (f"y = MatMul(x, w) z = If(c) <then_branch = {branch('Neg')}, else_branch = {branch('Abs')}>", ()),
+        ("y = MatMul(x, w) n = Sub(x, x) z = MatMul(n, w)", ("z",)),
+    ],
+    ids=["of weights alone", "in a branch", "constant, though it depends on the input"],
+)
+def test_outputs_that_depend_on_no_input_need_no_proof(body: str, blind: tuple[str, ...]) -> None:
+    proto = model(f"g (float[N,6] x) => (float[N,4] y, float z) {{ {body} }}", w=W, c=np.array(True))
+    proto.graph.output[1].type.tensor_type.ClearField("shape")
+    one = from_proto(proto)
+    result = compare_models(one, from_proto(proto), from_arrays({"x": X}, one), TIGHT)
+    assert (result.holds, result.blind) == (True, blind)
 
 
 def test_lossy_measures_all_data() -> None:

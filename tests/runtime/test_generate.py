@@ -7,7 +7,8 @@ import pytest
 from graphopt.errors import DataError, GraphoptError
 from graphopt.model import from_proto
 from graphopt.runtime.feeds import Feeds, generate
-from graphopt.testing import model
+from graphopt.runtime.session import Session
+from graphopt.testing import draw, model
 
 F4 = np.float32
 TABLE = np.ones((5, 2), F4)
@@ -150,6 +151,14 @@ def test_a_batch_that_the_graph_fixes_after_all() -> None:
 def test_values_that_give_something_finite_are_preferred() -> None:
     for feeds in drawn("g (float[4] x) => (float y) { s = Sqrt(x) y = ReduceSum(s) }"):
         assert (feeds["x"] >= 0).all()
+
+
+def test_values_whose_outputs_have_no_nan_are_preferred() -> None:
+    text = "g (float[N,4] x) => (float[N,64] y) { m = MatMul(x, w) y = Log(m) }"
+    proto = model(text, w=np.abs(draw(4, 64)))
+    session = Session(from_proto(proto))
+    for feeds in generate(from_proto(proto)).batches():
+        assert not np.isnan(session.run(feeds)["y"]).any()
 
 
 def test_outputs_that_are_never_finite_are_no_obstacle() -> None:
