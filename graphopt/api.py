@@ -15,16 +15,18 @@ from graphopt.base import Pass
 from graphopt.contract import Contract, FloatExact
 from graphopt.errors import GraphoptError
 from graphopt.model import Model, from_proto, load, save, to_proto
+from graphopt.model.dimensions import without_names
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
-from graphopt.pipeline import Pipeline
+from graphopt.pipeline import Pipeline, Run
 from graphopt.progress import Progress, silent
 from graphopt.proof.latency import latency as measure_latency
-from graphopt.proof.proof import Proof, compare_models
+from graphopt.proof.proof import Proof
 from graphopt.proof.unknown import provable
 from graphopt.registry import create
 from graphopt.report import Latency, Report, measure
 from graphopt.report.circumstances import collect, describe_data
+from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import Data, from_arrays, generate, load_data
 from graphopt.runtime.session import use_custom_operators
 from graphopt.verdict import Verdict, failed, judge, not_smaller, remedy
@@ -107,22 +109,13 @@ def optimize(
     with ExitStack() as stack:
         proof = None
         if check and feeds is not None:
+            # Names that the model does not keep to at run time are no facts for passes either.
+            source = without_names(source, feeds.unbound if isinstance(feeds, ListData) else frozenset())
             proof = stack.enter_context(Proof.opened(source, feeds))
             source, feeds = proof.source, proof.data
         pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress, max_opset=max_opset)
-        run = pipeline.run(source)
-        verdict = Verdict()
-        if proof is not None:
-            progress("checking the whole", len(chosen), len(chosen))
-            verdict = judge(proof, run.after.model, chosen, run.reports, max_drop)
-            if not verdict.default_session and not failed(chosen, run.reports):
-                run = replace(pipeline, default_session=True).run(source)
-                verdict = judge(proof, run.after.model, chosen, run.reports, max_drop)
-        timing: Latency | None = None
-        notes: tuple[str, ...] = ()
-        if latency and proof is not None:
-            progress("timing", len(chosen), len(chosen))
-            timing, notes = _timed(proof, run.after.model)
+        run, verdict = _judged_run(pipeline, source, max_drop)
+        timing, notes = _timed(proof, run.after.model, progress) if latency else (None, ())
     optimized = run.after.model
     before, after = measure(source, run.before.known_facts), measure(optimized, run.after.known_facts)
     larger = not_smaller(chosen, run.reports, before.bytes, after.bytes)
@@ -155,12 +148,26 @@ def optimize(
     return Result(optimized, report)
 
 
-def _timed(proof: Proof, optimized: Model) -> tuple[Latency | None, tuple[str, ...]]:
+def _judged_run(pipeline: Pipeline, source: Model, max_drop: float) -> tuple[Run, Verdict]:
+    """Run the passes and judge the whole; where only a default session fails, run again with each pass judged there."""
+    run, passes = pipeline.run(source), pipeline.passes
+    if pipeline.proof is None:
+        return run, Verdict()
+    pipeline.progress("checking the whole", len(passes), len(passes))
+    verdict = judge(pipeline.proof, run.after.model, passes, run.reports, max_drop)
+    if verdict.default_session or failed(passes, run.reports):
+        return run, verdict
+    run = replace(pipeline, default_session=True).run(source)
+    return run, judge(pipeline.proof, run.after.model, passes, run.reports, max_drop)
+
+
+def _timed(proof: Proof | None, optimized: Model, progress: Progress) -> tuple[Latency | None, tuple[str, ...]]:
     """Time the original and the result; say why not where one cannot be run."""
-    if proof.unknown is not None:
+    if proof is None or proof.unknown is not None:
         return None, ()
+    progress("timing", 1, 1)
     try:
-        timing = measure_latency(proof.source, optimized, proof.data, proof.session)
+        timing = measure_latency(proof.source, optimized, proof.data, proof.session, proof.least_ms)
     except GraphoptError as error:
         return None, (f"the time of a run could not be measured: {error}",)
     return replace(timing, remedy=remedy(optimized)) if timing.slower else timing, ()
@@ -172,7 +179,12 @@ def default_passes(model: Model) -> list[str]:
 
 
 def validate(
-    reference: AnyModel, candidate: AnyModel, data: AnyData | None = None, contract: Contract | None = None
+    reference: AnyModel,
+    candidate: AnyModel,
+    data: AnyData | None = None,
+    contract: Contract | None = None,
+    *,
+    custom_ops: Sequence[str | PathLike[str]] = (),
 ) -> Comparison:
     """Compare two models' outputs on the same inputs, on ONNX Runtime with optimizations off.
 
@@ -181,6 +193,7 @@ def validate(
         candidate: The model to judge.
         data: What to run on; generated from the reference's signature if None.
         contract: What must hold; float rounding (rtol 1e-4, atol 1e-5) if None.
+        custom_ops: Libraries with operators that ONNX Runtime does not know.
 
     Returns:
         What was measured per output, and whether all of it keeps the contract.
@@ -190,9 +203,11 @@ def validate(
         DataError: The data does not fit the reference.
         GraphoptError: ONNX Runtime cannot load or run a model.
     """
+    use_custom_operators([str(library) for library in custom_ops])
     source = as_model(reference)
     judged = contract if contract is not None else FloatExact(rtol=1e-4, atol=1e-5)
-    return compare_models(source, as_model(candidate), as_data(data, source), judged)
+    with Proof.opened(source, as_data(data, source), scored=False) as proof:
+        return proof.compare(proof.source, as_model(candidate), judged)
 
 
 def save_model(model: AnyModel, path: str | PathLike[str], external_data: ExternalPolicy = "auto") -> None:

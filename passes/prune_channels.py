@@ -4,11 +4,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from graphopt import FloatExact, GraphView, Pass, PassResult, Rewritten, Skipped
+from graphopt import FloatExact, GraphView, Pass, PassResult, Rewritten, Skipped, option
 from graphopt.graph.channels import Channels
 from graphopt.graph.channels.cutting import Refusal
 from graphopt.graph.channels.facts import Mask
 from graphopt.graph.channels.replacing import replace_constant_branches
+from graphopt.graph.channels.widths import MULTIPLE, cuttable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +32,19 @@ class PruneChannels(Pass):
     padded depthwise or grouped convolution reads; or if layers share its weights, and copies would take more room.
     Nought times anything is taken to be nought: inputs that make Inf or NaN are outside the promise.
 
+    Runtimes compute 2-D convolutions in blocks of channels, and other counts are slow. So dead channels stay where the
+    count that a convolution reads would lose its divisibility by ``--multiple`` (or by 4, if it has only that), and
+    where 16 or more that a 1x1 or depthwise convolution reads would become fewer. ``--multiple 1`` cuts them too.
+
     A site is a stream of layers, named after the first layer that feeds it.
     """
 
     name = "prune-channels"
     contract = FloatExact(rtol=1e-4, atol=1e-5)
+
+    multiple: int = option(
+        MULTIPLE, "What counts of channels that 2-D convolutions read stay divisible by; 1 cuts all.", minimum=1
+    )
 
     def run(self, view: GraphView) -> PassResult:
         """Analyse, cut, and again until nothing more can go."""
@@ -48,18 +57,23 @@ class PruneChannels(Pass):
                 replaced += sites
                 self._settle(view)
                 continue
-            named = channels.sites
-            gone = self._cut(view, channels)
+            gone, held = self._cut(view, channels)
             if not gone.any():
                 break
-            for group in np.unique(channels.root[gone]).tolist():
-                site = named[int(channels.family[group])]
-                rewritten[site] = rewritten.get(site, 0) + 1
+            for site, count in _by_site(channels, gone).items():
+                rewritten[site] = rewritten.get(site, 0) + count
             self._settle(view)
-        skipped = channels.survivors(gone, view.vetoes)
+        details = {site: f"{count} channel{'s' * (count > 1)} removed" for site, count in rewritten.items()}
+        skipped = channels.survivors(held, view.vetoes)
+        for site, count in _by_site(channels, held).items():
+            what = f"{count} dead channel{'s' * (count > 1)} kept"
+            if site in details:
+                details[site] += f"; {what} to fill blocks of convolutions"
+            else:
+                skipped.append((site, f"{what} to fill blocks: convolutions would be slower (--multiple 1 cuts them)"))
         return PassResult(
             (
-                *(Rewritten(site, f"{count} channel{'s' * (count > 1)} removed") for site, count in rewritten.items()),
+                *(Rewritten(site, detail) for site, detail in details.items()),
                 *(Rewritten(site, "replaced by the constant that it computes") for site in replaced),
             ),
             tuple(Skipped(site, reason) for site, reason in skipped),
@@ -70,13 +84,27 @@ class PruneChannels(Pass):
         view.edit.settle()
         view.forget_shapes()
 
-    def _cut(self, view: GraphView, channels: Channels) -> Mask:
-        """Cut what can go now; where a node cannot follow, leave alone what it touches and plan again."""
+    def _cut(self, view: GraphView, channels: Channels) -> tuple[Mask, Mask]:
+        """Cut what can go now; where a node cannot follow, leave alone what it touches and plan again.
+
+        Returns:
+            What is gone, and what is dead but kept for the sake of a multiple.
+        """
         while True:
-            gone = channels.removable(view.vetoes)
+            dead = channels.removable(view.vetoes)
+            gone = cuttable(channels, dead, self.multiple)
             try:
                 channels.cut(gone).apply(view.edit)
             except Refusal as refusal:
                 channels.leave(refusal, gone)
                 continue
-            return gone
+            return gone, dead & ~gone
+
+
+def _by_site(channels: Channels, chosen: Mask) -> dict[str, int]:
+    """Count coupled groups by their site."""
+    counts: dict[str, int] = {}
+    for group in np.unique(channels.root[chosen]).tolist():
+        site = channels.sites[int(channels.family[group])]
+        counts[site] = counts.get(site, 0) + 1
+    return counts

@@ -72,6 +72,11 @@ class Reconstruct(Pass):
     min_gain: float = option(0.02, "By which share a layer's held-out error must fall.", minimum=0.0, maximum=1.0)
     seed: int = option(0, "Seed of the choice of rows.", minimum=0)
 
+    @property
+    def fits(self) -> bool:
+        """Weights and biases are fitted to the data."""
+        return True
+
     def run(self, view: GraphView) -> PassResult:
         """Fit on a copy, judge the whole, and take the layers over."""
         nodes = list(view.nodes(*OPERATORS))

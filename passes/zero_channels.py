@@ -23,6 +23,7 @@ from graphopt.graph.channels.importance import (
     weight_scores,
 )
 from graphopt.graph.channels.pools import Pool, channel_pools
+from graphopt.graph.channels.widths import MULTIPLE
 from graphopt.runtime.activity import mean_activity
 
 Scores = NDArray[np.float64]
@@ -72,7 +73,9 @@ class ZeroChannels(Pass):
     threshold: float | None = option(None, "Zero the groups that score below this (global: relative to the mean).")
     keep_macs: float | None = option(None, "Keep at most this share of the MACs.", minimum=0.0, maximum=1.0)
     keep_parameters: float | None = option(None, "Keep at most this share of the parameters.", minimum=0.0, maximum=1.0)
-    multiple: int = option(1, "Keep a multiple of this many channels in each layer.", minimum=1)
+    multiple: int | None = option(
+        None, "Keep a multiple of this many channels in each layer; by default as prune-channels does.", minimum=1
+    )
     min_channels: int = option(1, "Keep at least this many channels in each layer.", minimum=1)
     skip: tuple[str, ...] = option((), "Leave alone layers whose site matches this pattern, such as '*/conv1/*'.")
     samples: int = option(512, "How many calibration samples a criterion uses at most.", minimum=1)
@@ -97,7 +100,7 @@ class ZeroChannels(Pass):
         told = _Story(skipped=[(pattern, "no layer matches it") for pattern in self._unmatched(pools)])
         scores = self._scores(view, channels, groups, told)
         rankings = list(self._rankings(view, channels, pools, scores, told))
-        cost = Cost.of(channels)
+        cost = Cost.of(channels, self.multiple or MULTIPLE)
         plan = Plan(rankings, self.scope)
         try:
             counts = self._counts(plan, cost)
@@ -111,7 +114,8 @@ class ZeroChannels(Pass):
         fresh = [[group for group in some if not group.removable] for some in chosen]
         zero(channels, [group for some in fresh for group in some], view.edit)
         for ranking, asked, some, new in zip(rankings, wanted, chosen, fresh, strict=True):
-            told.pool(ranking, len(some), len(new), next((dear[g.index] for g in asked if dear.get(g.index)), ""))
+            held = "blocks of convolutions would be left unfilled (--multiple 1 zeroes them)" if asked else ""
+            told.pool(ranking, len(some), len(new), next((dear[g.index] for g in asked if dear.get(g.index)), held))
         return told.result(cost, [group.index for some in chosen for group in some])
 
     # -- choosing ------------------------------------------------------------------------------------------------------
@@ -182,7 +186,7 @@ class ZeroChannels(Pass):
                 reason = told.missing or f"nothing in it to judge by {self.criterion}"
                 told.skipped.append((pool.site, reason))
             else:
-                yield Ranking.of(channels, pool, rated, self.multiple, self.min_channels)
+                yield Ranking.of(channels, pool, rated, self.multiple or 1, self.min_channels)
 
     def _counts(self, plan: Plan, cost: Cost) -> Counts:
         """Return how many groups of each pool go.

@@ -8,6 +8,7 @@ import click
 
 from graphopt.cli.lazy import LazyGroup
 from graphopt.errors import GraphoptError
+from graphopt.runtime.memory import keep_large_blocks_apart
 
 
 @click.group(
@@ -33,6 +34,7 @@ def graphopt() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; whatever is unusable is reported in one line on standard error, with status 2."""
+    keep_large_blocks_apart()
     try:
         status = graphopt.main(args=None if arguments is None else list(arguments), standalone_mode=False)
         sys.stdout.flush()

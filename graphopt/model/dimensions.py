@@ -12,19 +12,10 @@ import onnx_graphsurgeon as gs
 from graphopt.model.ir import Variable
 from graphopt.model.model import Model
 
-_PLACEHOLDER = re.compile(
-    r"""
-    [\W_]*                                                    # blanks, "?", "*", "-"
-    ( -?\d+ (\.0*)?                                           # "-1"
-    | none | null | nil | nan | n/?a | tbd
-    | (unk | unknown | undefined | unspecified | unnamed | anonymous)
-    | any | dyn | dynamic | (dynamic|unknown|symbolic|free|any)[\W_]?(dim|dimension|axis|size|shape)
-    | unk__\d+
-    )?
-    [\W_]*
-    """,
-    re.IGNORECASE | re.VERBOSE,
-)
+_WORDS = "none|null|nil|nan|n/?a|unk|unk__\\d+|unknown|undefined|unspecified|unnamed|any|dyn|dynamic|-?\\d+"
+_QUALIFIED = "(unknown|undefined|any|dynamic|symbolic|free)[\\W_]?(dim|dimension|axis|size|shape)"
+_PLACEHOLDER = re.compile(rf"[\W_]*({_WORDS}|{_QUALIFIED})?[\W_]*", re.IGNORECASE)
+"""Words of exporters, in brackets or alone; or only blanks and marks such as ``?`` and ``*``."""
 
 
 def is_placeholder(name: str) -> bool:

@@ -29,15 +29,6 @@ class Slices:
     axis: int
     moments: Moments
     fronts: dict[int, Front] = field(default_factory=dict)
-    shares: bool = True
-    """Whether the entries are shares of one, as probabilities are: then they have one unit, and are one part."""
-
-    def watch(self, reference: NDArray[Any]) -> None:
-        """See whether the entries are still shares of one."""
-        if self.shares and reference.size:
-            with np.errstate(over="ignore", invalid="ignore"):
-                sums = reference.astype(np.float64).sum(axis=self.axis)
-                self.shares = bool(reference.min() >= 0 and np.abs(sums - 1).max() < _SHARES)
 
 
 @dataclass
@@ -76,6 +67,7 @@ class Tally:
     _became: str = field(default="", repr=False)
     _strange: int = field(default=0, repr=False)
     _rank: int | None = field(default=None, repr=False)
+    _shares: set[int] = field(default_factory=set, repr=False)
     _candidate: Moments = field(default_factory=lambda: Moments(1), repr=False)
     _difference: Moments = field(default_factory=lambda: Moments(1), repr=False)
 
@@ -108,8 +100,11 @@ class Tally:
         return float(np.clip((a + b - d) / (2 * np.sqrt(a * b)), -1.0, 1.0)) if b > 0 else 0.0
 
     def entries(self) -> list[Slices]:
-        """Return the axes whose entries are parts of the output."""
-        return [each for each in self.slices.values() if not each.shares]
+        """Return the axes whose entries are parts of the output.
+
+        None are if the elements along an axis are shares of one, as probabilities are: they have one unit.
+        """
+        return [] if self._shares else list(self.slices.values())
 
     def add(self, reference: Any, candidate: Any, samples: int | None = None) -> None:
         """Compare one value: an array, or a sequence, map or optional of them.
@@ -164,14 +159,14 @@ class Tally:
         """Keep an axis by itself while it has one short length on all of the data."""
         if self._rank is None:
             self._rank = -1 if reference is None else reference.ndim
-            for axis in {1, self._rank - 1} if self._rank > 1 else ():
+            self._shares = {1, self._rank - 1} if self._rank > 1 else set()
+            for axis in self._shares:
                 assert reference is not None
                 if 1 < reference.shape[axis] <= MOST_SLICES:
                     self.slices[axis] = Slices(axis, Moments(reference.shape[axis]))
         same_rank = reference is not None and reference.ndim == self._rank
+        self._shares = {axis for axis in self._shares if reference is not None and _adds_up(reference, axis)}
         for axis in list(self.slices):
-            if reference is not None and same_rank:
-                self.slices[axis].watch(reference)
             if not same_rank or reference is None or reference.shape[axis] != len(self.slices[axis].moments.count):
                 del self.slices[axis]
 
@@ -232,6 +227,15 @@ class Tally:
         for index in np.unique(far[1]).tolist():
             chosen = tuple(axes[far[1] == index] for axes in far)
             each.fronts.setdefault(start + index, Front(self.rtol)).add(r[chosen], moved[chosen])
+
+
+def _adds_up(reference: NDArray[Any], axis: int) -> bool:
+    """Whether the elements along an axis are shares of one; nothing speaks against it where there are none."""
+    if axis >= reference.ndim or not reference.size:
+        return axis < reference.ndim
+    with np.errstate(over="ignore", invalid="ignore"):
+        sums = reference.sum(axis=axis, dtype=np.float64)
+        return bool(reference.min() >= 0 and np.abs(sums - 1).max() < _SHARES)
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[tuple[tuple[slice, ...], int]]:

@@ -32,7 +32,7 @@ class Store:
             return value
         if self.nbytes + value.nbytes <= IN_MEMORY:
             self.nbytes += value.nbytes
-            return value
+            return value.copy()  # an array of ONNX Runtime's keeps all memory of its session
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="graphopt-outputs-")
         self._files += 1

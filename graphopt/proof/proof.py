@@ -2,13 +2,14 @@
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
 import numpy as np
 
 from graphopt.contract import BitExact, Contract
-from graphopt.errors import GraphoptError, ModelError
+from graphopt.errors import DataError, GraphoptError, ModelError
 from graphopt.model import Model, to_proto
 from graphopt.model.exporter import weight_bytes
 from graphopt.model.ranks import with_ranks
@@ -17,13 +18,18 @@ from graphopt.proof.accuracy import require_scores
 from graphopt.proof.batching import first_run
 from graphopt.proof.outputs import Outputs, Store
 from graphopt.proof.review import Pair, review
+from graphopt.proof.timing import least_times
 from graphopt.proof.unknown import Unknown
-from graphopt.runtime.data import Data, Feeds
+from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.feeds import overridden
+from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session
 
 MOST_KEPT = 4
 """Outputs of so many models are kept besides those of the one that a run began with."""
+
+KEPT_OPEN = 1 << 25
+"""Default sessions on one thread of the source and of one other model stay open, to be timed, up to this many bytes."""
 
 REVIEWED = 1 << 30
 """Weights of up to this many bytes are reviewed, as that takes several copies of them."""
@@ -47,28 +53,45 @@ class Proof:
         self.data, self.source = data, source
         self.unknown = Unknown.of(source)
         self._store = Store()
-        self._kept: OrderedDict[tuple[int, bool, frozenset[str], int | None], Outputs] = OrderedDict()
+        self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
+        self._usual: dict[int, tuple[Model, Session]] = {}
+        self._timed: dict[int, tuple[Model, float]] = {}
 
     @classmethod
-    def opened(cls, source: Model, data: Data) -> "Proof":
+    def opened(cls, source: Model, data: Data, *, scored: bool = True) -> "Proof":
         """Return a proof of what is made of a model that has been seen to run.
 
         Its data come in batches of a size that fits into memory, and its source declares the ranks of its outputs.
+
+        Args:
+            source: The model.
+            data: What to run on.
+            scored: Whether labels, if there are any, are to be scored.
 
         Raises:
             ModelError: ONNX Runtime refuses the model or its inputs, so that nothing can be proved.
             DataError: There are labels, but the model does not give one row of class scores for each sample.
         """
         proof = cls(source, data)
+        kept: Outputs | None = None
         try:
-            proof.data, feeds, outputs = first_run(proof.session, source, data)
+            if isinstance(data, ListData):  # few feeds: what they give is wanted later on as well
+                kept = proof.outputs(source)
+                outputs = next(kept.read())
+            else:
+                proof.data, feeds, outputs = first_run(proof.session, source, data)
+                if scored and data.labels is not None:
+                    require_scores(source, feeds, outputs, next(proof.data.counts(1)))
         except GraphoptError as error:
+            if isinstance(error, DataError):
+                raise
             raise ModelError(f"{source.path or 'the model'} cannot be proved, as it does not run: {error}") from error
-        if data.labels is not None:
-            require_scores(source, feeds, outputs, next(proof.data.counts(1)))
         ranks = {name: value.ndim for name, value in outputs.items() if isinstance(value, np.ndarray)}
         proof.source = with_ranks(source, ranks)
+        if kept is not None:
+            proof._kept.clear()
+            proof._kept[id(proof.source), False, frozenset()] = replace(kept, owner=proof.source)
         return proof
 
     def __enter__(self) -> "Proof":
@@ -79,26 +102,32 @@ class Proof:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove what is kept."""
+        self._usual.clear()
+        self._timed.clear()
         self._kept.clear()
         self._store.close()
 
     # -- running -------------------------------------------------------------------------------------------------------
 
     def feeds(self, limit: int | None = None) -> Iterator[Feeds]:
-        """Yield what is fed, up to ``limit`` samples; the first ones always come.
+        """Yield what is fed: whole batches, until they hold ``limit`` samples.
 
-        Of a model with initializers that a caller can override, the first samples come once more at the end, with
-        other values for these, if it runs with them.
+        Of a model with initializers that a caller can override, the first samples come once more before all others,
+        with other values for these, if it runs with them.
         """
-        yield from self.data.batches(limit)
         if other := self._with_other_values():
             yield other
+        yield from self.data.batches(self._whole(limit))
 
     def counts(self, limit: int | None = None) -> Iterator[int]:
         """Yield how many samples each of the feeds holds."""
-        yield from self.data.counts(limit)
         if self._with_other_values():
             yield next(self.data.counts(1))
+        yield from self.data.counts(self._whole(limit))
+
+    def _whole(self, limit: int | None) -> int | None:
+        """Return a limit in whole batches, so that outputs that were kept for one limit serve another."""
+        return None if limit is None else -(-limit // self.data.at_once) * self.data.at_once
 
     def _with_other_values(self) -> Feeds:
         """Return feeds that override initializers; none if there are none to override or the model refuses them."""
@@ -123,8 +152,17 @@ class Proof:
         Raises:
             GraphoptError: ONNX Runtime cannot load it.
         """
+        usual = optimize and threads == 1 and profile is None
+        if usual and id(model) in self._usual:
+            return self._usual[id(model)][1]
         known = model if self.unknown is None else self.unknown.runnable(to_proto(model))
-        return Session(known, optimize=optimize, threads=threads, profile=profile)
+        session = Session(known, optimize=optimize, threads=threads, profile=profile)
+        if usual and weight_bytes(model) <= KEPT_OPEN:
+            others = [key for key in self._usual if key != id(self.source)]
+            if others:
+                del self._usual[others[0]]
+            self._usual[id(model)] = model, session
+        return session
 
     def outputs(
         self, model: Model, limit: int | None = None, *, optimize: bool = False, hidden: frozenset[str] = frozenset()
@@ -140,32 +178,36 @@ class Proof:
         Raises:
             GraphoptError: ONNX Runtime cannot load or run the model.
         """
-        key = (id(model), optimize, hidden, self._cut(limit))
+        key = (id(model), optimize, hidden)
         found = self._kept.get(key) or Outputs(model, self._store)
         self._kept[key] = found
         self._kept.move_to_end(key)
-        session = None
+        session: Session | None = None
+        threads = 1 if optimize and self.data.generated else 0  # few samples: the session that is timed, too
         try:
             for index, (feeds, count) in enumerate(zip(self.feeds(limit), self.counts(limit), strict=True)):
                 if index < len(found):
                     continue
-                session = session or self.session(model, optimize=optimize)
+                session = session or self.session(model, optimize=optimize, threads=threads)
                 given = {name: value for name, value in feeds.items() if name not in hidden}
                 found.append(_real(session.run(given), feeds, count, self.data.at_once))
         except GraphoptError:
             self._kept.pop(key).forget()
             raise
+        finally:
+            if session is not None:
+                if threads == 1 and id(model) not in self._usual:
+                    self._timed[id(model)] = model, least_times([session], next(self.data.batches(1)))[0]
+                del session
+                give_back()
         others = [each for each in self._kept if each[0] != id(self.source)]
         for each in others[:-MOST_KEPT]:
             self._kept.pop(each).forget()
         return found
 
-    def _cut(self, limit: int | None) -> int | None:
-        """Return the limit where it gives other batches, not only fewer, than no limit would; else None."""
-        if limit is None or limit >= self.data.size:
-            return None
-        *_, last = self.data.counts(limit)
-        return limit if last < self.data.at_once or self._with_other_values() else None
+    def least_ms(self, model: Model) -> float | None:
+        """Return the time of one run in a default session on one thread if it was measured while that was open."""
+        return self._timed[id(model)][1] if id(model) in self._timed else None
 
     # -- judging -------------------------------------------------------------------------------------------------------
 

@@ -128,6 +128,11 @@ def _conditions(report: "Report") -> Iterator[Line]:
             f"latency    {latency.ratio:.2f} times the original's, in a default session on one thread, {samples} a run;"
             f" equal models differ by up to {latency.noise:.0%}"
         )
+        if latency.unfused:
+            weights = names(latency.unfused, SITES_NAMED)
+            yield Line(
+                f"computed at every run: DequantizeLinear of {plural(len(latency.unfused), 'weight')}: {weights}"
+            )
 
 
 def _versions(report: "Report") -> Iterator[Line]:

@@ -101,6 +101,7 @@ class Latency:
         noise: The share by which equal models differ in this measurement.
         sites: Where the result spends what it takes longer, the dearest first: site, operator, ms.
         remedy: What would not be slower, in words.
+        unfused: Weights whose DequantizeLinear the session computes at every run, by the name of the node's output.
     """
 
     before: float
@@ -109,6 +110,7 @@ class Latency:
     noise: float = 0.05
     sites: tuple[tuple[str, str, float], ...] = ()
     remedy: str = ""
+    unfused: tuple[str, ...] = ()
 
     @property
     def ratio(self) -> float:
@@ -131,6 +133,7 @@ class Latency:
             "noise": self.noise,
             "sites": [{"site": site, "op": operator, "ms": ms} for site, operator, ms in self.sites],
             "remedy": self.remedy or None,
+            "unfused": list(self.unfused),
         }
 
 

@@ -1,7 +1,7 @@
 """Sizes for the axes of a model's inputs: what is fixed, what a name binds, and what can be told apart."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from graphopt.model.dimensions import is_placeholder
@@ -11,7 +11,7 @@ from graphopt.runtime.signature import Dim, TensorInfo
 from graphopt.runtime.sizes import evaluate_size, is_expression
 
 UNNAMED = "?"
-BATCHES = "? batch"
+UNNAMED_BATCH = "? batch"
 NAMES = "*"
 """Classes of axes that are no names: unnamed axes, unnamed batch axes, and axes with names that differ."""
 
@@ -135,7 +135,10 @@ class Axes:
     def _size(self, axis: Axis, plan: Plan) -> int:
         """Return the size of a dynamic axis."""
         if axis.kind == "expression":
-            return max(0, evaluate_size(axis.dim or "", lambda name: self._size_of_name(name, plan)))
+            text = axis.dim or ""
+            return max(
+                0, evaluate_size(text, lambda name: plan.length if name == text else self._size_of_name(name, plan))
+            )
         key = _class(axis)
         base = _base(axis.kind, plan)
         step = 1 if axis.kind == "batch" else _step(self._inputs.get(axis.tensor), plan)
@@ -143,13 +146,11 @@ class Axes:
         if plan.apart & {key, f"{key}@"} and members and axis.kind == "batch":
             base = max(base, 2)  # one of size 1 would be broadcast
         if key in plan.apart and axis in members:
-            base += step * members.index(axis)
+            base += step * _index(axis, members, plan)
         elif f"{key}@" in plan.apart and axis in members:
-            places = list(dict.fromkeys((each.rank, each.place) for each in members))
-            base += step * places.index((axis.rank, axis.place))
-        if NAMES in plan.apart and axis.dim is not None and axis.kind == "length":
-            names = [each.dim for each in self._members.get(NAMES, [])]
-            base += _other_step(step) * names.index(axis.dim) if axis.dim in names else 0
+            base += step * _index((axis.rank, axis.place), [(each.rank, each.place) for each in members], plan)
+        if NAMES in plan.apart and axis.kind == "length" and axis.dim is not None:
+            base += _other_step(step) * _index(axis.dim, [each.dim for each in self._members[NAMES]], plan)
         return base
 
     def _size_of_name(self, name: str, plan: Plan) -> int:
@@ -168,12 +169,19 @@ def _base(kind: str, plan: Plan) -> int:
     return {"batch": plan.batch, "past": past, "total": past + plan.length}.get(kind, plan.length)
 
 
+def _index(one: object, all_: Iterable[object], plan: Plan) -> int:
+    """Return the index of one among all that are different, from the end if the plan says so."""
+    different = list(dict.fromkeys(all_))
+    index = different.index(one) if one in different else 0
+    return len(different) - 1 - index if plan.descending else index
+
+
 def _class(axis: Axis) -> str:
     """Return what is equally long by default; nothing for sizes that others give."""
     if axis.kind in ("expression", "total"):
         return ""
     if axis.dim is None:
-        return BATCHES if axis.kind == "batch" else UNNAMED
+        return UNNAMED_BATCH if axis.kind == "batch" else UNNAMED
     return axis.dim
 
 

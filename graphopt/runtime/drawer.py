@@ -13,7 +13,7 @@ from graphopt.model import Model, to_proto
 from graphopt.model.inference import with_inferred_shapes
 from graphopt.runtime.axes import Axes
 from graphopt.runtime.data import Feeds
-from graphopt.runtime.plans import Plan, is_image, is_wave, lengths
+from graphopt.runtime.plans import Plan, is_image, is_wave, lengths, longest
 from graphopt.runtime.roles import Role, Roles
 from graphopt.runtime.signature import TensorInfo, element_type, signature, tensor_shape
 
@@ -29,6 +29,7 @@ class Drawer:
         axes: Their dynamic axes.
         dynamic: Whether there are any, or an input's rank is unknown.
         lengths: Sizes to try for axes that are no batch.
+        longest: The largest size to try for them where outputs say nothing; 0 if there are none.
         has_images: Whether an input looks like images of free height and width.
     """
 
@@ -47,6 +48,7 @@ class Drawer:
         self.axes = Axes(self._inputs, self._roles)
         self.dynamic = any(not isinstance(dim, int) for info in self._inputs.values() for dim in info.shape or [None])
         self.lengths = lengths(self._inputs.values())
+        self.longest = longest(self._inputs.values())
         self.has_images = any(map(is_image, self._inputs.values()))
 
     def draw(self, plan: Plan, rng: np.random.Generator) -> Feeds:

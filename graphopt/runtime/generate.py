@@ -7,7 +7,7 @@ import numpy as np
 
 from graphopt.errors import DataError, GraphoptError
 from graphopt.model import Model
-from graphopt.runtime.axes import BATCHES, NAMES, UNNAMED
+from graphopt.runtime.axes import NAMES, UNNAMED, UNNAMED_BATCH
 from graphopt.runtime.data import Feeds, ListData
 from graphopt.runtime.drawer import Drawer
 from graphopt.runtime.overrides import overridden
@@ -15,6 +15,8 @@ from graphopt.runtime.plans import Plan, first_plans, fixed_plans, further_plans
 from graphopt.runtime.probe import Probe, Seen
 
 FIXED_DRAWS = 3
+_TELLING = 3
+"""The score of an output that differs between samples."""
 MOST_CLASSES = 6
 """Of so many classes of axes each is set apart by itself, where setting all of them apart does not run."""
 
@@ -52,9 +54,6 @@ def generate(model: Model, seed: int = 0) -> ListData:
         search.find(model)
     silent = tuple(name for name, score in _scores(search.seen).items() if score < _TELLING)
     return ListData(search.feeds, generated=True, silent=silent, unbound=search.unbound)
-
-
-_TELLING = 3
 
 
 def _scores(runs: list[list[Seen]]) -> dict[str, int]:
@@ -148,7 +147,7 @@ class _Search:
         best = next((draws for plan in plans if (draws := self._several(plan)) is not None), None)
         if best is None or not drawer.order:
             return best
-        for plan in telling_plans(best.plan, drawer.lengths, drawer.dynamic):
+        for plan in telling_plans(best.plan, drawer.longest):
             if best.score[0] == _TELLING:
                 break
             draws = self._several(plan)
@@ -189,12 +188,15 @@ class _Search:
         return draws
 
     def _apart(self, plan: Plan, classes: Iterable[str]) -> _Draws | None:
-        """Return a draw with these classes of axes apart, noting their names, or None."""
+        """Return a draw with these classes of axes apart, noting their names, or None.
+
+        It has to run whichever axis is the longest: an index may happen to stay within a longer table.
+        """
         draws = self._try(replace(plan, apart=frozenset(classes)))
-        if draws is None or not draws.score[0]:
+        if draws is None or not draws.score[0] or self._try(replace(draws.plan, descending=True)) is None:
             return None
         names = {key.removesuffix("@") for key in draws.plan.apart}
-        self.unbound = frozenset(names - {UNNAMED, BATCHES, NAMES})
+        self.unbound = frozenset(names - {UNNAMED, UNNAMED_BATCH, NAMES})
         return draws
 
     def _try(self, plan: Plan) -> _Draws | None:

@@ -1,10 +1,11 @@
 """Members of an .npz file, read as they are needed: small ones at once, large ones sample after sample."""
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -19,7 +20,9 @@ KEPT_BYTES = 1 << 25
 
 _CHUNK = 1 << 22
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_DAMAGE = (OSError, EOFError, ValueError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_BROKEN_FILE = (OSError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+_BROKEN_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
+_DAMAGE = (*_BROKEN_FILE, *_BROKEN_HEADER)
 
 
 def read_npz(path: Path) -> dict[str, "Member"]:
@@ -105,8 +108,8 @@ class Member:
             archive = zipfile.ZipFile(self.path)
         except _DAMAGE as error:
             raise _unreadable(self.path, error) from error
-        with archive:
-            yield _Stream(self, archive).read
+        with archive, closing(_Stream(self, archive)) as stream:
+            yield stream.read
 
     def _whole(self) -> NDArray[Any]:
         """Return all values, and keep them if they are few."""
@@ -152,6 +155,7 @@ class _Stream:
         """Return samples from ``start`` up to ``stop``."""
         member = self._member
         if self._file is None or start < self._next:
+            self.close()
             self._file, self._next = self._archive.open(member.entry), 0
             _header(self._file)
         row = member.nbytes // len(member)
@@ -169,6 +173,11 @@ class _Stream:
             _finish(self._file)
         return values
 
+    def close(self) -> None:
+        """Close the member."""
+        if self._file is not None:
+            self._file.close()
+
     def _skip(self, count: int) -> None:
         """Read over bytes."""
         while count > 0 and self._file is not None:
@@ -185,7 +194,7 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
     if dtype.hasobject:
         raise DataError(f"{path}: holds pickled objects, which are refused")
     member = Member(path, info.filename, dtype, shape, fortran)
-    if not 0 <= info.file_size - member.nbytes <= 1 << 20:
+    if min(shape, default=0) < 0 or not 0 <= info.file_size - member.nbytes <= 1 << 20:
         raise ValueError(f"{info.filename} is not as long as its header says")
     return member
 

@@ -9,7 +9,7 @@ from graphopt.runtime.signature import TensorInfo
 
 IMAGE_SIZES = (64, 96, 128, 224, 256, 32, 299, 320, 512, 640, 28, 16)
 WAVE_SIZES = (4000, 5600, 16000, 24000, 512, 1600, 32000, 48000, 8000, 160000)
-SEQUENCE_SIZES = (8, 12, 16, 32, 64, 128, 512, 4, 3, 2, 1, 4000, 256, 10, 100, 16000)
+SEQUENCE_SIZES = (8, 12, 32, 128, 512, 16, 64, 4000, 16000, 4, 3, 2, 1, 256, 10, 100)
 BATCHES = (2, 1, 3, 4, 8)
 STYLES = ("plain", "unit", "small", "wide")
 
@@ -29,6 +29,7 @@ class Plan:
             and nothing is masked.
         no_past: Whether axes of the past, of decoders with a cache, are empty.
         apart: The classes of axes (see ``Axes``) whose axes get sizes of their own.
+        descending: Whether the first of these is the longest, not the shortest.
     """
 
     batch: int
@@ -37,6 +38,7 @@ class Plan:
     style: str = "plain"
     no_past: bool = False
     apart: frozenset[str] = frozenset()
+    descending: bool = False
 
 
 def is_image(info: TensorInfo) -> bool:
@@ -62,6 +64,18 @@ def lengths(infos: Iterable[TensorInfo]) -> tuple[int, ...]:
     return WAVE_SIZES if any(map(is_wave, infos)) else SEQUENCE_SIZES
 
 
+def longest(infos: Iterable[TensorInfo]) -> int:
+    """Return how long an input is made in search of outputs that say something; 0 if no length is free.
+
+    Long rows of numbers cost little, and may be sound; other inputs may meet layers whose cost is quadratic.
+    """
+    free = [info for info in infos if any(not isinstance(dim, int) for dim in (info.shape or (None, None))[1:])]
+    if any(map(is_image, free)):
+        return 256
+    rows = all(is_float_type(info.dtype) and len(info.shape or ()) <= 2 for info in free)
+    return 0 if not free else 16000 if rows or any(map(is_wave, free)) else 512
+
+
 def first_plans(sizes: tuple[int, ...], widen: int, has_past: bool) -> Iterator[Plan]:
     """Yield plans until one runs."""
     yield Plan(2, sizes[0])
@@ -72,7 +86,8 @@ def first_plans(sizes: tuple[int, ...], widen: int, has_past: bool) -> Iterator[
     for style in STYLES:
         for batch in (1, 2) if style != "plain" else BATCHES:
             for length in sizes if batch < 3 else sizes[:2]:
-                yield Plan(batch, length, style=style)
+                if (batch, length, style) != (2, sizes[0], "plain"):
+                    yield Plan(batch, length, style=style)
 
 
 def fixed_plans() -> Iterator[Plan]:
@@ -81,15 +96,14 @@ def fixed_plans() -> Iterator[Plan]:
         yield Plan(1, 8, style=style)
 
 
-def telling_plans(plan: Plan, sizes: tuple[int, ...], dynamic: bool) -> Iterator[Plan]:
-    """Yield other plans for a model whose outputs say nothing on inputs drawn by ``plan``."""
-    longer = max((size for size in sizes if size <= 16000), default=plan.length)
+def telling_plans(plan: Plan, longest: int) -> Iterator[Plan]:
+    """Yield other plans, up to a length, for a model whose outputs say nothing on inputs drawn by ``plan``."""
     yield replace(plan, style="open")
-    if dynamic:
-        yield replace(plan, length=min(8 * plan.length, longer))
+    if plan.length < longest:
+        yield replace(plan, length=min(8 * plan.length, longest))
     yield replace(plan, style="wide")
-    if dynamic:
-        yield replace(plan, length=longer, style="open")
+    if plan.length < longest:
+        yield replace(plan, length=longest, style="wide")
     yield replace(plan, style="unit" if plan.style != "unit" else "plain")
 
 

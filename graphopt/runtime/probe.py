@@ -24,7 +24,7 @@ from graphopt.runtime.session import one_line, threads_for_samples
 
 LOAD_SECONDS = 600
 RUN_SECONDS = 120
-MOST_FAULTS = 24
+MOST_FAULTS = 12
 """After so many crashes no more inputs are tried."""
 MOST_TIMEOUTS = 2
 
@@ -126,6 +126,7 @@ class Probe:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
+                env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # numpy's own threads, of which it makes no use
                 creationflags=getattr(subprocess, "CREATE_NO_WINDOW", 0),
             )
         except OSError as error:

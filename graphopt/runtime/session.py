@@ -141,6 +141,7 @@ class Session:
             settings.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
             if not isinstance(source, bytes):  # weights that lie in a file stay mapped if kernels do not repack them
                 settings.add_session_config_entry("session.disable_prepacking", "1")
+                settings.enable_cpu_mem_arena = False
         if self._profile is not None:
             settings.enable_profiling = True
             settings.profile_file_prefix = str(self._profile)

@@ -62,7 +62,7 @@ class QuantizeActivations(Pass):
     """
 
     name = "quantize-activations"
-    contract = Lossy(min_sqnr_db=8.0)
+    contract = Lossy(min_sqnr_db=10.0)
     compresses = True
     demotions = ("range",)
 
@@ -78,6 +78,11 @@ class QuantizeActivations(Pass):
     min_sqnr: float | None = option(
         None, "Keep the most sensitive layers float until every output has this SQNR (dB).", minimum=0
     )
+
+    @property
+    def fits(self) -> bool:
+        """Ranges are taken from the data, and biases with them."""
+        return True
 
     def required_opset(self, view: GraphView) -> int:
         """Ask for the DequantizeLinear that every runtime has."""

@@ -51,7 +51,7 @@ _INTEGER_WEIGHTS = {
 _FEWEST_SAMPLES = 16
 """How many samples of the user's it takes to correct the bias of a site that is demoted."""
 
-_FLOORS = {16: 20.0, 8: 20.0, 4: 6.0, 3: 3.0, 2: 0.0}
+_FLOORS = {16: 20.0, 8: 20.0, 4: 6.0, 3: 3.0, 2: 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +149,11 @@ class QuantizeWeights(Pass):
             )
         object.__setattr__(self, "contract", Lossy(min_sqnr_db=_FLOORS[TYPES[self.dtype].bits]))
         object.__setattr__(self, "compresses", self.representation != "qdq")
+
+    @property
+    def fits(self) -> bool:
+        """Whether levels or biases are fitted to data."""
+        return self.rounding == "gptq" or self.bias_correction
 
     def required_opset(self, view: GraphView) -> int:
         """Ask for the opset of the forms that the weights will have."""

@@ -94,7 +94,7 @@ def test_a_zeroed_group_can_be_cut_exactly() -> None:
     zeroed = onnx.ModelProto.FromString(to_proto(subject).SerializeToString())
     again = [g for g in channel_groups(Channels.analyze(GraphView(from_proto(zeroed)))) if g.blocked is None]
     assert [group.removable for group in again] == [False, True, True, False]
-    pruned, _ = run_alone(create("prune-channels"), zeroed)
+    pruned, _ = run_alone(create("prune-channels", multiple=1), zeroed)
     feeds = random_feeds(zeroed, 0)
     assert np.abs(Session(zeroed).run(feeds)["y"] - Session(pruned).run(feeds)["y"]).max() <= 1e-6
     assert {tuple(t.dims) for t in pruned.graph.initializer if len(t.dims) == 4} == {
@@ -140,7 +140,7 @@ def test_a_plugin_teaches_an_operator() -> None:
     graph = helper.make_graph(nodes, "g", info[:1], info[1:2], stored, value_info=info[2:])
     imports = [helper.make_opsetid("", 17), helper.make_opsetid("custom", 1)]
     proto = helper.make_model(graph, ir_version=8, opset_imports=imports)
-    assert not run_alone(create("prune-channels"), proto)[1].rewritten
+    assert not run_alone(create("prune-channels", multiple=1), proto)[1].rewritten
 
     @register("Scaled", domain="custom")
     class Scaled(Elementwise):
@@ -151,7 +151,7 @@ def test_a_plugin_teaches_an_operator() -> None:
             facts.learn(node.outputs[0], 1, None if known is None else np.where(known == 0, known, np.nan))
 
     try:
-        pruned, result = run_alone(create("prune-channels"), proto)
+        pruned, result = run_alone(create("prune-channels", multiple=1), proto)
     finally:
         del TABLE["custom", "Scaled"]
     assert [rewritten.detail for rewritten in result.rewritten] == ["1 channel removed"]
@@ -184,7 +184,7 @@ def test_cost_grows_linearly() -> None:
     for length in (2_000, 20_000):
         subject = from_proto(chain(length))
         start = time.process_time()
-        result = create("prune-channels").apply(GraphView(subject))
+        result = create("prune-channels", multiple=1).apply(GraphView(subject))
         seconds.append(time.process_time() - start)
         assert [rewritten.detail for rewritten in result.rewritten] == ["1 channel removed"]
     assert seconds[1] < 25 * seconds[0], f"{seconds}"

@@ -52,7 +52,7 @@ def normalized(how: str, rest: str = "y = MatMul(n, w)", **weights: NDArray[Any]
 def test_what_is_scaled_to_nought_is_not_handed_on(how: str) -> None:
     proto = normalized(how)
     ops = {node.op_type: sum(n.op_type == node.op_type for n in proto.graph.node) for node in proto.graph.node}
-    after = assert_rewrites(create(PRUNE), proto, ops=ops | {"Gather": 1, "Transpose": 2}, rewritten=1)
+    after = assert_rewrites(create(PRUNE, multiple=1), proto, ops=ops | {"Gather": 1, "Transpose": 2}, rewritten=1)
     assert shapes(after)["w"] == (6, 64)
     assert shapes(after)["g"] == ((8,) if how == FUSED else (6,))
     indices = next(array for name, array in initializers(after).items() if name.endswith("_indices"))
@@ -61,7 +61,7 @@ def test_what_is_scaled_to_nought_is_not_handed_on(how: str) -> None:
 
 def test_what_lies_together_is_sliced() -> None:
     proto = normalized(FUSED, g=weight(8, dead=(0, 6, 7)), b=weight(8, dead=(0, 6, 7)))
-    after = assert_rewrites(create(PRUNE), proto, ops={"LayerNormalization": 1, "Slice": 1, "MatMul": 1})
+    after = assert_rewrites(create(PRUNE, multiple=1), proto, ops={"LayerNormalization": 1, "Slice": 1, "MatMul": 1})
     bounds = {name.rsplit("_", 1)[1]: array.tolist() for name, array in initializers(after).items() if "picked" in name}
     assert bounds == {"start": [1], "end": [6], "axis": [2]}
 
@@ -70,7 +70,7 @@ def test_an_old_opset_slices_by_attributes() -> None:
     proto = normalized(RMS, g=weight(8, dead=(0, 1)))
     proto.opset_import[0].version = 9
     expected = {"Mul": 3, "ReduceMean": 1, "Add": 1, "Sqrt": 1, "Reciprocal": 1, "Slice": 1, "MatMul": 1}
-    after = assert_rewrites(create(PRUNE), proto, ops=expected)
+    after = assert_rewrites(create(PRUNE, multiple=1), proto, ops=expected)
     assert shapes(after)["w"] == (6, 64)
 
 
@@ -79,7 +79,9 @@ def test_a_constant_that_is_handed_on_goes_into_the_bias() -> None:
     assert bias[1] != 0
     proto = normalized(FUSED, "h = MatMul(n, w) y = Add(h, a)", b=bias, a=weight(64))
     after = assert_rewrites(
-        create(PRUNE), proto, ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 1, "Add": 1}
+        create(PRUNE, multiple=1),
+        proto,
+        ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 1, "Add": 1},
     )
     assert shapes(after)["w"] == (6, 64)
 
@@ -87,7 +89,7 @@ def test_a_constant_that_is_handed_on_goes_into_the_bias() -> None:
 def test_what_nobody_reads_is_not_handed_on() -> None:
     proto = normalized(FUSED, g=weight(8), b=weight(8), w=weight(8, 64, dead=(2, 3, 5)))
     after = assert_rewrites(
-        create(PRUNE), proto, ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 1}
+        create(PRUNE, multiple=1), proto, ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 1}
     )
     assert shapes(after)["w"] == (5, 64)
 
@@ -96,7 +98,9 @@ def test_all_readers_share_one_gather() -> None:
     rest = "h = MatMul(n, w) u = MatMul(n, t) y = Add(h, u)"
     proto = normalized(FUSED, rest, t=weight(8, 64))
     after = assert_rewrites(
-        create(PRUNE), proto, ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 2, "Add": 1}
+        create(PRUNE, multiple=1),
+        proto,
+        ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 2, "Add": 1},
     )
     assert shapes(after)["w"] == shapes(after)["t"] == (6, 64)
 
@@ -113,7 +117,7 @@ def test_channels_first() -> None:
         w=weight(16, 8, 3, 3),
     )
     ops = {"ReduceMean": 2, "Sub": 1, "Mul": 2, "Add": 2, "Sqrt": 1, "Div": 1, "Conv": 1, "Gather": 1}
-    after = assert_rewrites(create(PRUNE), proto, ops=ops)
+    after = assert_rewrites(create(PRUNE, multiple=1), proto, ops=ops)
     assert (shapes(after)["g"], shapes(after)["b"], shapes(after)["w"]) == ((5, 1, 1), (5, 1, 1), (16, 5, 3, 3))
 
 
@@ -123,7 +127,7 @@ def test_shapes_behind_it_follow() -> None:
     proto = normalized(
         FUSED, rest, zero=np.array(0), zeros=np.array([0]), tail=np.array([56]), back=np.array([0, 7, 8])
     )
-    after, result = run_alone(create(PRUNE), proto)
+    after, result = run_alone(create(PRUNE, multiple=1), proto)
     assert [each.detail for each in result.rewritten] == ["2 channels removed"]
     assert shapes(after)["w"] == (6, 64)
     feeds = random_feeds(proto, 0)
@@ -133,7 +137,7 @@ def test_shapes_behind_it_follow() -> None:
 def test_less_is_picked_where_something_is_picked_already() -> None:
     rest = "p = Gather<axis=2>(n, i) y = MatMul(p, w)"
     proto = normalized(FUSED, rest, i=np.array([0, 1, 3, 4, 6]), w=weight(5, 64))
-    after = assert_rewrites(create(PRUNE), proto, ops={"LayerNormalization": 1, "Gather": 1, "MatMul": 1})
+    after = assert_rewrites(create(PRUNE, multiple=1), proto, ops={"LayerNormalization": 1, "Gather": 1, "MatMul": 1})
     assert initializers(after)["p_sizes"].tolist() == [0, 3, 6]
     assert shapes(after)["w"] == (3, 64)
 
@@ -144,7 +148,7 @@ def test_a_second_round_goes_on_from_the_first(how: str) -> None:
     for kept in (4, 2, 1):
         proto, zeroed = run_alone(create("zero-channels", ratio=0.5), proto)
         assert zeroed.rewritten
-        proto, pruned = run_alone(create(PRUNE), proto)
+        proto, pruned = run_alone(create(PRUNE, multiple=1), proto)
         assert pruned.rewritten
         assert not pruned.skipped
         assert shapes(proto)["w"] == (kept, 64)
@@ -171,16 +175,16 @@ def test_it_stays_where_it_cannot_or_need_not_go(
     del proto.graph.output[0].type.tensor_type.shape.dim[2]
     proto.graph.output[0].type.tensor_type.shape.dim.add()
     if "k =" not in rest:
-        assert_skips(create(PRUNE), proto, reason)
+        assert_skips(create(PRUNE, multiple=1), proto, reason)
         return
-    _, result = run_alone(create(PRUNE), proto)
+    _, result = run_alone(create(PRUNE, multiple=1), proto)
     assert any(reason in each.reason for each in result.skipped), result
 
 
 def test_a_normalized_output_stays_whole() -> None:
     proto = normalized(FUSED)
     proto.graph.output.append(onnx.helper.make_tensor_value_info("n", 1, ["N", 7, 8]))
-    assert_skips(create(PRUNE), proto, "'n' is an output of the model")
+    assert_skips(create(PRUNE, multiple=1), proto, "'n' is an output of the model")
 
 
 def test_several_normalized_axes_stay() -> None:
@@ -191,7 +195,7 @@ def test_several_normalized_axes_stay() -> None:
         w=weight(8, 64, dead=(3, 4)),
     )
     after = assert_rewrites(
-        create(PRUNE), proto, ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 1}
+        create(PRUNE, multiple=1), proto, ops={"LayerNormalization": 1, "Gather": 1, "Transpose": 2, "MatMul": 1}
     )
     assert shapes(after)["w"] == (6, 64)
     assert shapes(after)["g"] == (4, 8)
@@ -205,7 +209,7 @@ def test_tied_weights_are_not_torn_apart() -> None:
         g=weight(16, dead=(1, 2, 5)),
         b=weight(16, dead=(1, 2, 5)),
     )
-    assert_skips(create(PRUNE), proto, "would cost more than it saves")
+    assert_skips(create(PRUNE, multiple=1), proto, "would cost more than it saves")
     _, result = run_alone(create("zero-channels", ratio=0.5), proto)
     assert not result.rewritten
     assert any("would cost more than it saves" in each.reason for each in result.skipped)
@@ -227,7 +231,7 @@ def test_zeroing_takes_scale_and_bias_and_leaves_what_reads_them(how: str, crite
         np.testing.assert_array_equal(np.flatnonzero(after["b"] == 0), gone)
     if criterion == "bn-gamma":
         np.testing.assert_array_equal(np.sort(gone), np.sort(np.argsort(np.abs(before["g"]))[:4]))
-    pruned, cut = run_alone(create(PRUNE), zeroed)
+    pruned, cut = run_alone(create(PRUNE, multiple=1), zeroed)
     assert not cut.skipped
     assert shapes(pruned)["w"] == (4, 64)
 
@@ -244,7 +248,7 @@ def test_a_saliency_of_the_scale_judges_what_is_picked(how: str) -> None:
 def test_the_foretold_saving_is_what_is_saved() -> None:
     proto = normalized(FUSED)
     zeroed, result = run_alone(create("zero-channels", ratio=0.5), proto)
-    pruned, _ = run_alone(create(PRUNE), zeroed)
+    pruned, _ = run_alone(create(PRUNE, multiple=1), zeroed)
     sizes = [sum(int(np.prod(shape)) for shape in shapes(each).values()) for each in (proto, pruned)]
     assert f"{sizes[0] - sizes[1]:,} of {sizes[0]:,} parameters" in result.rewritten[0].detail
 
@@ -260,7 +264,7 @@ def test_what_is_left_can_be_told_from_the_original(dead: tuple[int, ...]) -> No
             array = onnx.numpy_helper.to_array(tensor).copy()
             array[gone[tensor.name]] = 0
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
-    pruned = GraphView(from_proto(run_alone(create(PRUNE), zeroed)[0]))
+    pruned = GraphView(from_proto(run_alone(create(PRUNE, multiple=1), zeroed)[0]))
     before = GraphView(from_proto(original))
     kept = KeptChannels(pruned, before, Correspondence(pruned, before))
     tensors = {out.name: out for node in pruned.nodes() for out in node.outputs}

@@ -46,7 +46,7 @@ def network(op: str, attributes: str, stored: dict[str, NDArray[np.float32]], in
 
 def check(proto: onnx.ModelProto, left: int | None) -> None:
     """Assert that pruning leaves so many units, and the results as they were."""
-    pruned, _ = run_alone(create("prune-channels"), proto)
+    pruned, _ = run_alone(create("prune-channels", multiple=1), proto)
     given = {"x": draw(5, 2, 3, seed=4)}
     before, after = Session(proto).run(given), Session(pruned).run(given)
     for name, values in before.items():
@@ -168,7 +168,7 @@ def test_what_nothing_reads(op: str, seed: int) -> None:
         **stored,
     )
     check(proto, UNITS - 1)
-    pruned, _ = run_alone(create("prune-channels"), proto)
+    pruned, _ = run_alone(create("prune-channels", multiple=1), proto)
     shapes = {tensor.name: list(tensor.dims) for tensor in pruned.graph.initializer}
     weights = next(node for node in pruned.graph.node if node.op_type == "MatMul").input[1]
     assert shapes[weights] == [3, 4]

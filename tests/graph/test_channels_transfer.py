@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
@@ -80,7 +82,7 @@ PLANT = Plant((2, 3), (5,), (6, 7))
 CONSTANT = re.compile(r"\b[BDEFIJKNPQTVZ](?:false|m?[0-9][0-9mpx_]*)(?:_[a-z])?\b")
 
 
-def constant(name: str, seed: int = 0) -> NDArray[Any]:
+def constant(name: str, number: int = 0) -> NDArray[Any]:
     """Return the constant that a name says.
 
     F: normal, P: positive, D and E: with slices of zero along the first or second axis, Z: with zeros (1 and 4 of
@@ -88,7 +90,7 @@ def constant(name: str, seed: int = 0) -> NDArray[Any]:
     float vector, K and Q: an integer and a float of rank 0, B: a boolean. In numbers, m is a minus and p a point.
     """
     kind, word = name[0], re.sub(r"_[a-z]$", "", name[1:])
-    rng = np.random.default_rng([seed, *name.encode()])
+    rng = np.random.default_rng([number, *name.encode()])
     if kind == "B":
         return np.array(False)
     if kind in "DEFJNPZ" or (kind == "T" and "x" in word):
@@ -107,9 +109,9 @@ def constant(name: str, seed: int = 0) -> NDArray[Any]:
     return array[0] if kind in "KQ" or (kind == "T" and len(array) == 1) else array
 
 
-def head(form: Form, plant: Plant, seed: int) -> onnx.ModelProto:
+def head(form: Form, plant: Plant, number: int) -> onnx.ModelProto:
     """Return the network as far as ``y``; ``x`` holds the planted channels."""
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(number)
     ins = INPUTS[form.front][CHANNELS[form.front]]
     weight, bias = rng.standard_normal((8, ins)), rng.standard_normal(8) * 0.3
     weight[list(plant.zero + plant.constant)] = 0
@@ -126,7 +128,7 @@ def head(form: Form, plant: Plant, seed: int) -> onnx.ModelProto:
     proto = onnx.parser.parse_model(
         f'<ir_version: 8, opset_import: ["" : {form.opset}]> g (float[{shape}] image) => (float y) {{ {nodes} }}'
     )
-    stored = {name: constant(name, seed) for name in dict.fromkeys(CONSTANT.findall(form.text))}
+    stored = {name: constant(name, number) for name in dict.fromkeys(CONSTANT.findall(form.text))}
     stored |= {"front": weight.astype(np.float32), "shift": bias.astype(np.float32)}
     proto.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), name) for name, v in stored.items())
     proto.graph.output[0].type.tensor_type.ClearField("shape")
@@ -141,9 +143,9 @@ def close(after: NDArray[np.float32], before: NDArray[np.float32]) -> None:
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=2e-6 * np.abs(before[finite]).max() + 1e-7)
 
 
-def feeds(form: Form, seed: int) -> dict[str, NDArray[np.float32]]:
+def feeds(form: Form, number: int) -> dict[str, NDArray[np.float32]]:
     """Draw what the network is run on."""
-    return {"image": np.random.default_rng([seed, 7]).standard_normal(INPUTS[form.front]).astype(np.float32)}
+    return {"image": np.random.default_rng([number, 7]).standard_normal(INPUTS[form.front]).astype(np.float32)}
 
 
 def complete(proto: onnx.ModelProto, form: Form, plant: Plant, shape: tuple[int, ...]) -> None:
@@ -174,9 +176,9 @@ def shape_of(form: Form) -> tuple[int, ...]:
     return shape
 
 
-def network(form: Form, plant: Plant, seed: int) -> onnx.ModelProto:
+def network(form: Form, plant: Plant, number: int) -> onnx.ModelProto:
     """Return a whole network."""
-    proto = head(form, plant, seed)
+    proto = head(form, plant, number)
     complete(proto, form, plant, shape_of(form))
     return proto
 
@@ -188,15 +190,15 @@ def width(proto: onnx.ModelProto) -> int:
     return 0 if node is None else stored[node.input[1]][0 if node.op_type == "Conv" else -1]
 
 
-def prune(form: Form, plant: Plant, seed: int) -> onnx.ModelProto:
+def prune(form: Form, plant: Plant, number: int) -> onnx.ModelProto:
     """Prune a network; assert that nothing changes in what it gives."""
-    proto = network(form, plant, seed)
-    pruned, _ = run_alone(create("prune-channels"), proto)
+    proto = network(form, plant, number)
+    pruned, _ = run_alone(create("prune-channels", multiple=1), proto)
     if (
         "GroupNormalization" not in form.text or form.opset > 18
     ):  # which onnx has deprecated at the opset that defines it
         onnx.checker.check_model(pruned, full_check=True)
-    given = feeds(form, seed)
+    given = feeds(form, number)
     close(Session(pruned).run(given)["z"], Session(proto).run(given)["z"])
     return pruned
 
@@ -226,7 +228,7 @@ def test_what_is_known_is_so(form: Form) -> None:
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_what_is_not_needed_has_no_effect(form: Form) -> None:
     """Backward: whatever a channel holds of which nothing is needed, the result stays the same to the bit."""
-    proto = network(form, Plant((), (), (6, 7)), 0)
+    proto = network(form, Plant((), (), (1, 6)), 0)
     subject = from_proto(onnx.ModelProto.FromString(proto.SerializeToString()))
     facts = Channels.analyze(GraphView(subject)).facts
     tensor = next(t for node in subject.graph.nodes for t in node.outputs if t.name == "x")
@@ -255,9 +257,42 @@ def test_groups_go_together(form: Form) -> None:
     zero(channels, chosen, view.edit)
     view.edit.settle()
     zeroed = to_proto(subject)
-    pruned, _ = run_alone(create("prune-channels"), zeroed)
+    pruned, _ = run_alone(create("prune-channels", multiple=1), zeroed)
     given = feeds(form, 0)
     close(Session(pruned).run(given)["z"], Session(zeroed).run(given)["z"])
+
+
+def renamed(text: str, place: int) -> str:
+    """Return the nodes of a form as one of a chain: from the result of the one before it, with names of its own."""
+    parts = re.split(r"(<[^>]*>)", text)
+    names = {"x": f"y{place - 1}" if place else "x"}
+    for index in range(0, len(parts), 2):
+        parts[index] = re.sub(r"\b[a-z]\w*\b", lambda match: names.get(match[0], f"{match[0]}{place}"), parts[index])
+    return "".join(parts)
+
+
+@cache
+def links() -> list[Form]:
+    """Return the forms that can follow each other."""
+    plain = [form for form in FORMS if (form.front, form.opset, form.axis) == ("conv", 17, 1)]
+    return [form for form in plain if shape_of(form) == (2, 8, 6, 6)]
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[Form, Plant]:
+    """Draw two to four forms one behind the other, and what is planted."""
+    texts = [draw(st.sampled_from(links())).text for _ in range(draw(st.integers(2, 4)))]
+    texts = [renamed(text, place) for place, text in enumerate(texts)]
+    kinds = np.array(draw(st.lists(st.integers(0, 4), min_size=8, max_size=8)))
+    plant = Plant(*(tuple(np.flatnonzero(kinds == kind).tolist()) for kind in range(3)))
+    return Form(0, "conv", 17, 1, " ".join([*texts, f"y = Identity(y{len(texts) - 1})"])), plant
+
+
+@seed(20261201)
+@settings(max_examples=80 + 500 * SEEDS, deadline=None, print_blob=True, suppress_health_check=list(HealthCheck))
+@given(chains())
+def test_chains(drawn: tuple[Form, Plant]) -> None:
+    prune(*drawn, 0)
 
 
 # Attributes without a say in which channels go, of types that the table does not know, or that are another operator's.
@@ -295,7 +330,7 @@ def test_every_entry_and_attribute_is_drawn() -> None:
 @pytest.mark.skipif(not SEEDS, reason="the long form: TRANSFER_SEEDS is not set")
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_random_plants(form: Form) -> None:
-    for seed in range(1, SEEDS + 1):
-        kinds = np.random.default_rng([seed, 5]).integers(0, 5, 8)
+    for number in range(1, SEEDS + 1):
+        kinds = np.random.default_rng([number, 5]).integers(0, 5, 8)
         plant = Plant(*(tuple(np.flatnonzero(kinds == kind).tolist()) for kind in range(3)))
-        prune(form, plant, seed)
+        prune(form, plant, number)

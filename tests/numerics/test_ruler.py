@@ -217,6 +217,10 @@ def test_shares_of_one_are_one_part() -> None:
     logits = rng.standard_normal((40, 6)) * np.array([5, 5, 5, 5, 5, 0.1]) - np.array([0, 0, 0, 0, 0, 30.0])
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     assert not [name for name in judged(FREE, probabilities, probabilities + 1e-6).parts if name.startswith("channel")]
+    steps = np.repeat(probabilities[:, None], 3, axis=1)
+    assert not [name for name in judged(FREE, steps, steps + 1e-6).parts if name.startswith(("channel", "entry"))]
+    many = np.repeat(probabilities / 60, 60, axis=1)[:, None].repeat(3, axis=1)
+    assert not [name for name in judged(FREE, many, many + 1e-6).parts if name.startswith(("channel", "entry"))]
     shifted = probabilities.copy()
     shifted[3, 0] -= 0.03
     assert "channel 0" in judged(FREE, shifted, shifted + 1e-6).parts

@@ -370,7 +370,7 @@ def test_a_bias_behind_a_quantized_weight_has_the_type_of_its_layer(layer: str) 
     half = {name: values.astype(np.float16) for name, values in weights.items()}
     proto = model(f"{text} {{ a = {first}(x, w, b) r = Relu(a) y = {layer}(r, v) }}", 19, 9, **half)
     quantized, _ = run_alone(create("quantize-weights", representation="dq"), proto)
-    after, result = run_alone(create("prune-channels"), quantized)
+    after, result = run_alone(create("prune-channels", multiple=1), quantized)
     assert [each.detail for each in result.rewritten] == ["2 channels removed"]
     onnx.checker.check_model(after, full_check=True)
     feeds = random_feeds(proto, 0)

@@ -309,15 +309,16 @@ def test_a_vetoed_site_stays() -> None:
     ("name", "share"),
     [("fmnist_resnet14_zeroed", 0.60), ("fmnist_resnet14_filterzero", 0.48), ("fmnist_mobilenetv2s_zeroed", 0.33)],
 )
-def test_zeroed_networks(name: str, share: float, fold: bool) -> None:
+@pytest.mark.parametrize(("multiple", "less"), [(1, 0.0), (4, 0.01)], ids=["all", "by default"])
+def test_zeroed_networks(name: str, share: float, fold: bool, multiple: int, less: float) -> None:
     subject = load(MODELS / f"{name}.onnx")
     before = to_proto(subject)
     if fold:
         create("fold-batchnorm").apply(GraphView(subject))
-    create("prune-channels").apply(GraphView(subject))
+    create("prune-channels", multiple=multiple).apply(GraphView(subject))
     after = to_proto(subject)
     onnx.checker.check_model(after, full_check=True)
-    assert parameters(after) <= (1 - share) * parameters(before)
+    assert parameters(after) <= (1 - share + less) * parameters(before)
     feeds = {"image": np.random.default_rng(0).standard_normal((16, 1, 28, 28)).astype(np.float32)}
     assert np.abs(Session(before).run(feeds)["logits"] - Session(after).run(feeds)["logits"]).max() <= 1e-4
 
@@ -512,3 +513,175 @@ def test_what_a_loop_carries_stays() -> None:
         v=weight(3, 6, 1, 1),
     )
     assert_skips(create("prune-channels"), proto, "read by Loop 'z', of which the analysis knows nothing")
+
+
+# -- blocks of convolutions --------------------------------------------------------------------------------------------
+
+
+def pair(width: int, idle: int, kernel: int, rank: int = 4) -> onnx.ModelProto:
+    """Return two convolutions with so many channels between them, of which the first ones are nought."""
+    sizes = ",".join("8" * (rank - 2))
+    pads = ",".join(str(kernel // 2) for _ in range(2 * (rank - 2)))
+    space, window = (1,) * (rank - 2), (kernel,) * (rank - 2)
+    return model(
+        f"g (float[N,3,{sizes}] x) => (float[N,5,{sizes}] y) {{"
+        f" a = Conv(x, w) r = Relu(a) y = Conv<pads=[{pads}]>(r, v) }}",
+        w=weight(width, 3, *space, dead=tuple(range(idle))),
+        v=weight(5, width, *window),
+    )
+
+
+@pytest.mark.parametrize(
+    ("width", "idle", "kernel", "multiple", "left"),
+    [
+        (32, 1, 3, 4, 32),
+        (32, 4, 3, 4, 28),
+        (32, 5, 3, 4, 28),
+        (32, 31, 3, 4, 1),
+        (32, 25, 3, 4, 7),
+        (32, 24, 3, 4, 8),
+        (32, 23, 3, 4, 12),
+        (32, 4, 3, 8, 32),
+        (32, 9, 3, 8, 24),
+        (32, 9, 3, 16, 32),
+        (32, 9, 3, 1, 23),
+        (24, 9, 3, 16, 16),
+        (20, 3, 3, 16, 20),
+        (20, 4, 3, 16, 16),
+        (30, 1, 3, 4, 29),
+        (30, 1, 3, 6, 29),
+        (36, 7, 3, 12, 36),
+        (31, 3, 3, 4, 28),
+        (32, 31, 1, 4, 16),
+        (32, 12, 1, 4, 20),
+        (16, 4, 1, 4, 16),
+        (12, 4, 1, 4, 8),
+        (12, 3, 1, 4, 12),
+        (12, 5, 1, 4, 7),
+    ],
+)
+def test_counts_that_convolutions_read_stay_divisible(
+    width: int, idle: int, kernel: int, multiple: int, left: int
+) -> None:
+    proto = pair(width, idle, kernel)
+    if left == width:
+        reason = f"{idle} dead channel{'s' * (idle > 1)} kept to fill blocks: convolutions would be slower"
+        assert_skips(create("prune-channels", multiple=multiple), proto, reason)
+        return
+    after = assert_rewrites(create("prune-channels", multiple=multiple), proto, ops={"Conv": 2, "Relu": 1})
+    assert shape_of(after, "w") == (left, 3, 1, 1)
+    assert shape_of(after, "v") == (5, left, kernel, kernel)
+    _, result = run_alone(create("prune-channels", multiple=multiple), proto)
+    kept = left - width + idle
+    detail = f"{width - left} channel{'s' * (width - left > 1)} removed"
+    told = f"; {kept} dead channel{'s' * (kept > 1)} kept to fill blocks of convolutions" if kept else ""
+    assert [(each.site, each.detail) for each in result.rewritten] == [("a", detail + told)]
+    assert not result.skipped
+    assert not run_alone(create("prune-channels", multiple=multiple), after)[1].rewritten
+
+
+def test_the_last_dead_channels_stay() -> None:
+    """Of 16 channels four of five dead ones go, and the one at 12 stays, which is 8 then."""
+    proto = model(
+        HEAD + " { a = Conv(x, w) r = Relu(a) y = Conv(r, v) }",
+        w=weight(16, 3, 3, 3, dead=(1, 4, 5, 9, 12)),
+        v=weight(5, 16, 3, 3),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 2, "Relu": 1})
+    stored = onnx.numpy_helper.to_array(next(t for t in after.graph.initializer if t.name == "w"))
+    assert [index for index, row in enumerate(stored) if not row.any()] == [8]
+
+
+@pytest.mark.parametrize("rank", [3, 5])
+def test_other_convolutions_than_2d_have_no_blocks(rank: int) -> None:
+    after = assert_rewrites(create("prune-channels"), pair(32, 1, 3, rank), ops={"Conv": 2, "Relu": 1})
+    assert shape_of(after, "w")[0] == 31
+
+
+def test_what_only_a_matrix_product_reads_is_cut_whole() -> None:
+    proto = model(
+        """g (float[N,3,8,8] x) => (float[N,4] y) { a = Conv(x, w) r = Relu(a) p = GlobalAveragePool(r)
+        f = Flatten(p) m = MatMul(f, u) s = Relu(m) y = MatMul(s, v) }""",
+        w=weight(32, 3, 3, 3, dead=(3,)),
+        u=weight(32, 16, dead=(5,), axis=1),
+        v=weight(16, 4),
+    )
+    ops = {"Conv": 1, "Relu": 2, "GlobalAveragePool": 1, "Flatten": 1, "MatMul": 2}
+    after = assert_rewrites(create("prune-channels"), proto, ops=ops)
+    assert shape_of(after, "w") == (31, 3, 3, 3)
+    assert shape_of(after, "u") == (31, 15)
+
+
+def test_depthwise_convolutions_stay_divisible_and_full() -> None:
+    for width, idle, left in ((32, 3, 32), (32, 5, 28), (32, 20, 16), (12, 5, 8), (12, 9, 4), (8, 3, 8), (6, 1, 5)):
+        proto = model(
+            HEAD + f" {{ a = Conv(x, w) b = Conv<group={width}>(a, u) y = ConvTranspose(b, v) }}",
+            w=weight(width, 3, 1, 1, dead=tuple(range(idle))),
+            u=weight(width, 1, 3, 3),
+            v=weight(width, 5, 1, 1),
+        )
+        after, _ = run_alone(create("prune-channels"), proto)
+        assert shape_of(after, "w") == (left, 3, 1, 1), (width, idle)
+        assert shape_of(after, "u") == (left, 1, 3, 3)
+        assert shape_of(after, "v") == (left, 5, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("per_group", "idle", "left"), [(32, 4, 32), (32, 17, 16), (16, 8, 16), (8, 2, 8), (24, 9, 16), (4, 1, 3)]
+)
+def test_groups_of_a_convolution_stay_whole_blocks(per_group: int, idle: int, left: int) -> None:
+    width = 2 * per_group
+    proto = model(
+        HEAD + " { a = Conv(x, w) b = Conv<group=2>(a, u) y = ConvTranspose(b, v) }",
+        w=weight(width, 3, 1, 1, dead=tuple(group * per_group + index for group in range(2) for index in range(idle))),
+        u=weight(6, per_group, 1, 1),
+        v=weight(6, 5, 1, 1),
+    )
+    after, _ = run_alone(create("prune-channels"), proto)
+    assert shape_of(after, "w") == (2 * left, 3, 1, 1)
+    assert shape_of(after, "u") == (6, left, 1, 1)
+
+
+def test_whole_groups_go_all_the_same() -> None:
+    proto = model(
+        HEAD + " { a = Conv(x, w) b = Conv<group=4>(a, u) y = ConvTranspose(b, v) }",
+        w=weight(64, 3, 1, 1, dead=tuple(range(16, 32))),
+        u=weight(32, 16, 1, 1, dead=tuple(range(8, 16))),
+        v=weight(32, 5, 1, 1),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 2, "ConvTranspose": 1})
+    assert shape_of(after, "w") == (48, 3, 1, 1)
+    assert shape_of(after, "u") == (24, 16, 1, 1)
+
+
+def test_a_concatenation_is_filled_from_its_end() -> None:
+    """The parts are 30 and 34 wide, so that only their sum is divisible; of 5 dead ones the last stays."""
+    text = HEAD + " { a = Conv(x, w) b = Conv(x, u) c = Concat<axis=1>(a, b) y = Conv<pads=[1,1,1,1]>(c, v) }"
+    first, second, reader = weight(30, 3, 1, 1, dead=(0, 1)), weight(34, 3, 1, 1, dead=(0, 1, 2)), weight(5, 64, 3, 3)
+    after = assert_rewrites(
+        create("prune-channels"), model(text, w=first, u=second, v=reader), ops={"Conv": 3, "Concat": 1}
+    )
+    assert [shape_of(after, name)[0] for name in "wu"] == [28, 32]
+    assert shape_of(after, "v") == (5, 60, 3, 3)
+
+
+def test_what_is_coupled_stays_together() -> None:
+    """One channel of a residual stream that stays keeps a filter in every layer that adds into it."""
+    proto = model(
+        HEAD
+        + """ { s = Conv(x, w0) a = Conv<pads=[1,1,1,1]>(s, w1) r = Relu(a) b = Conv<pads=[1,1,1,1]>(r, w2)
+        t = Add(s, b) y = Conv(t, w3) }""",
+        w0=weight(32, 3, 1, 1, dead=(0, 1, 2, 3, 4, 5)),
+        w1=weight(20, 32, 3, 3, dead=(7,)),
+        w2=weight(32, 20, 3, 3, dead=(0, 1, 2, 3, 4, 5)),
+        w3=weight(4, 32, 3, 3),
+    )
+    after = assert_rewrites(create("prune-channels"), proto, ops={"Conv": 4, "Relu": 1, "Add": 1}, rewritten=1)
+    sizes = [shape_of(after, name)[:2] for name in ("w0", "w1", "w2", "w3")]
+    assert sizes == [(28, 3), (20, 28), (28, 20), (4, 28)]
+    _, result = run_alone(create("prune-channels"), proto)
+    assert [each.detail for each in result.rewritten] == [
+        "4 channels removed; 2 dead channels kept to fill blocks of convolutions"
+    ]
+    reason = "1 dead channel kept to fill blocks: convolutions would be slower (--multiple 1 cuts them)"
+    assert [(each.site, each.reason) for each in result.skipped] == [("a", reason)]

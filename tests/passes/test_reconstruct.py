@@ -107,7 +107,7 @@ def test_a_pruned_model_is_fitted_to_the_channels_that_are_left() -> None:
     """Cut exactly, fitting gives what fitting before the cut gives."""
     teacher, student = model(NET, **weights()), model(NET, **damaged(weights()))
     cut = from_proto(student)
-    create("prune-channels").apply(GraphView(cut))
+    create("prune-channels", multiple=1).apply(GraphView(cut))
     assert to_proto(cut).graph.initializer != student.graph.initializer
     after, result = run(to_proto(cut), teacher)
     assert {each.site for each in result.rewritten} == {"c", "m", "y"}

@@ -151,7 +151,7 @@ def test_half_of_every_layer_goes(name: str, criterion: str) -> None:
 def test_a_group_is_nought_in_all_that_makes_it_and_nowhere_else() -> None:
     text, sizes, _ = STRUCTURES["dense concat with later BatchNormalizations"]
     weights = {key: np.abs(draw(*size)) + np.float32(0.1) for key, size in sizes.items()}
-    found = initializers(run_alone(create("zero-channels", ratio=0.25), model(text, **weights))[0])
+    found = initializers(run_alone(create("zero-channels", ratio=0.25, multiple=1), model(text, **weights))[0])
     first, second = dead(found["w0"]), dead(found["w1"])
     assert len(first) == 2
     assert len(second) == 1
@@ -300,6 +300,29 @@ def test_a_budget_is_kept_and_used(option: str, place: int, share: float, scope:
     assert told is not None
     gone = [before - after for before, after in zip(sizes(proto), left, strict=True)]
     assert [int(number.replace(",", "")) for number in told.groups()] == gone
+
+
+@pytest.mark.parametrize("multiple", [None, 8, 16])
+def test_what_is_zeroed_is_what_is_cut(multiple: int | None) -> None:
+    """The counts that prune-channels keeps divisible are kept so by the choice, so that nothing is zeroed in vain."""
+    proto = model(DEEP, **DEEP_WEIGHTS)
+    zeroed, result = run_alone(create("zero-channels", ratio=0.3, multiple=multiple), proto)
+    pruned, cut = run_alone(create("prune-channels", multiple=multiple or 4), zeroed)
+    assert not cut.skipped
+    assert not any("kept" in each.detail for each in cut.rewritten)
+    left = [initializers(pruned)[name].shape[0] for name in ("w0", "w1", "w2")]
+    assert left == {None: [24, 48, 34], 8: [24, 48, 40], 16: [32, 48, 48]}[multiple]
+    told = re.search(r"prune-channels ([\d,]+) of", result.rewritten[0].detail)
+    assert told is not None
+    assert int(told.group(1).replace(",", "")) == sizes(proto)[0] - sizes(pruned)[0]
+
+
+def test_nothing_is_zeroed_where_a_block_would_not_be_full() -> None:
+    proto = model(PLAIN, w=draw(16, 3, 3, 3), b=draw(16), v=draw(5, 16, 1, 1))
+    reason = "blocks of convolutions would be left unfilled"
+    assert_skips(create("zero-channels", ratio=0.5), proto, reason)
+    zeroed, _ = run_alone(create("zero-channels", ratio=0.5, multiple=1), proto)
+    assert len(dead(initializers(zeroed)["w"])) == 8
 
 
 def test_a_budget_that_cannot_be_met_changes_nothing() -> None:
@@ -489,9 +512,9 @@ def spread_difference(zeroed: Model, pruned: Model) -> float:
 @pytest.mark.parametrize("path", sorted((ROOT / "models").glob("*.onnx")), ids=lambda path: path.stem)
 def test_trained_networks_are_cut_exactly(path: Path, seed: int) -> None:
     subject = load(path)
-    create("zero-channels", criterion="random", ratio=0.3, seed=seed).apply(GraphView(subject))
+    create("zero-channels", criterion="random", ratio=0.3, seed=seed, multiple=1).apply(GraphView(subject))
     zeroed = subject.copy()
-    result = create("prune-channels").apply(GraphView(subject))
+    result = create("prune-channels", multiple=1).apply(GraphView(subject))
     difference = spread_difference(zeroed, subject)
     print(f"{path.stem} seed {seed}: {difference:.1e} of the output's spread")
     assert difference <= 1e-5

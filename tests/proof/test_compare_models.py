@@ -1,5 +1,6 @@
 """Whole models side by side, on the user's data and on generated ones; top-1; latency."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from graphopt.model import Model, from_proto, load
 from graphopt.proof.accuracy import top1
 from graphopt.proof.latency import latency
 from graphopt.proof.proof import compare_models
+from graphopt.runtime.data import ArrayData
 from graphopt.runtime.feeds import from_arrays, generate
 from graphopt.testing import model
 
@@ -50,14 +52,17 @@ def test_lossy_measures_all_data() -> None:
     assert result.holds
 
 
-def test_the_limit_counts_samples() -> None:
+def test_the_limit_counts_samples_in_whole_batches() -> None:
     bad = X.copy()
     off = W.copy()
     off[0] += 1
     bad[:5, 0] = 0
     data = from_arrays({"x": bad}, linear(W))
-    assert compare_models(linear(W), linear(off), data, TIGHT, 5).holds
-    assert not compare_models(linear(W), linear(off), data, TIGHT, 6).holds
+    assert isinstance(data, ArrayData)
+    single = replace(data, batch=1)
+    assert compare_models(linear(W), linear(off), single, TIGHT, 5).holds
+    assert not compare_models(linear(W), linear(off), single, TIGHT, 6).holds
+    assert not compare_models(linear(W), linear(off), data, TIGHT, 5).holds
 
 
 def test_a_candidate_with_another_output_name() -> None:

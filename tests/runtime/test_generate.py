@@ -26,10 +26,10 @@ def test_two_sizes_of_a_dynamic_batch() -> None:
     assert one["x"].dtype == F4
 
 
-def test_two_draws_where_nothing_is_dynamic() -> None:
-    one, two = drawn("g (float[4,3] x) => (float[4,3] y) { y = Relu(x) }")
-    assert one["x"].shape == two["x"].shape == (4, 3)
-    assert not np.array_equal(one["x"], two["x"])
+def test_three_draws_where_nothing_is_dynamic() -> None:
+    batches = drawn("g (float[4,3] x) => (float[4,3] y) { y = Relu(x) }")
+    assert [feeds["x"].shape for feeds in batches] == [(4, 3)] * 3
+    assert len({feeds["x"].tobytes() for feeds in batches}) == 3
 
 
 def test_the_seed_decides() -> None:
@@ -142,9 +142,9 @@ def test_sizes_that_the_graph_refuses_are_given_up() -> None:
 
 def test_a_batch_that_the_graph_fixes_after_all() -> None:
     text = "g (float[N,8] x) => (float[1,8] y) { s = Constant<value_ints = [1, 8]>() y = Reshape(x, s) }"
-    one, two = drawn(text)
-    assert one["x"].shape == two["x"].shape == (1, 8)
-    assert not np.array_equal(one["x"], two["x"])
+    batches = drawn(text)
+    assert {feeds["x"].shape for feeds in batches} == {(1, 8)}
+    assert len({feeds["x"].tobytes() for feeds in batches}) == len(batches) > 1
 
 
 def test_values_that_give_something_finite_are_preferred() -> None:
@@ -163,7 +163,7 @@ def test_element_types(kind: str) -> None:
 
 
 def test_text() -> None:
-    (one, _) = drawn("g (string[N,3] x) => (string[N,3] y) { y = Identity(x) }")
+    one = drawn("g (string[N,3] x) => (string[N,3] y) { y = Identity(x) }")[0]
     assert isinstance(one["x"][0, 0], str)
 
 
@@ -201,13 +201,6 @@ def test_sequences_and_optionals() -> None:
     assert [type(each) for each in one["x"]] == [np.ndarray] * 2
     one = drawn("g (optional(float[2]) x) => (float[2] y) { y = OptionalGetElement(x) }", opset=18)[0]
     assert one["x"].shape == (2,)
-
-
-@pytest.mark.parametrize("ir_version", [3, 8])
-def test_overridable_initializers_are_not_fed(ir_version: int) -> None:
-    proto = model("g (float[N,3] x, float[3,3] w) => (float[N,3] y) { y = MatMul(x, w) }", ir_version=ir_version)
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones((3, 3), F4), "w"))
-    assert [list(feeds) for feeds in generate(from_proto(proto)).batches()] == [["x"], ["x"]]
 
 
 def test_a_model_without_inputs() -> None:

@@ -171,6 +171,8 @@ class Layout:
         self.out_axis, self.in_axis = (1, 0) if self.transposed else (0, 1)
         padded = any(node.attrs.get("pads", ())) or node.attrs.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID")
         self.borderless = not padded and not self.transposed
+        self.depthwise = group > 1 and ins == outs == group
+        self.pointwise = kernel is not None and all(k == 1 for k in kernel)
         if self.transposed:
             steps, gaps = node.attrs.get("strides", [1]), node.attrs.get("dilations", [1])
             self.borderless = kernel is not None and all(k == 1 for k in kernel) and not padded

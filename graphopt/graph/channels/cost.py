@@ -10,6 +10,7 @@ from graphopt.graph.channels.analysis import Channels
 from graphopt.graph.channels.facts import Mask
 from graphopt.graph.channels.labels import Label
 from graphopt.graph.channels.storage import Storage, Term, convolved, label_of
+from graphopt.graph.channels.widths import cuttable
 from graphopt.graph.view import is_op
 
 CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
@@ -20,28 +21,31 @@ class Cost:
     """Parameters and multiply-accumulates of an analysed model, as functions of what is cut.
 
     Attributes:
+        multiple: What the cut keeps channel counts of convolutions divisible by, as prune-channels does.
         unknown: The layer whose multiply-accumulates depend on a size that is not known; "" if all are known.
     """
 
     channels: Channels
     storage: Storage
+    multiple: int = 1
     unknown: str = ""
     _products: list[Term] = field(default_factory=list)
 
     @classmethod
-    def of(cls, channels: Channels) -> "Cost":
+    def of(cls, channels: Channels, multiple: int = 1) -> "Cost":
         """Take stock of an analysed model."""
-        cost = cls(channels, channels.storage)
+        cost = cls(channels, channels.storage, multiple)
         for node in channels.facts.program:
             if is_op(node, *CONTRACTIONS):
                 cost._add(node)
         return cost
 
     def gone(self, groups: list[int]) -> Mask:
-        """Return the mask over labels of these groups, by their numbers."""
+        """Return the mask over labels of what is cut of these groups, given by their numbers in the order of going."""
         chosen = np.zeros(len(self.channels.root), dtype=bool)
         chosen[groups] = True
-        return self.channels.worth(np.asarray(chosen[self.channels.root]))
+        gone = self.channels.worth(np.asarray(chosen[self.channels.root]))
+        return cuttable(self.channels, gone, self.multiple, groups)
 
     def parameters(self, gone: Mask) -> int:
         """Return how many elements stay stored after a cut; a shared constant counts once for each form it takes."""
