@@ -114,3 +114,38 @@ def test_what_was_treated_before_stays_treated() -> None:
     assert found is not None
     assert found.vetoes["a"] == "before"
     assert found.demotions["b"] > 2
+
+
+@pytest.mark.parametrize("form", [True, False])
+def test_steps_are_taken_from_the_first_on(form: bool) -> None:
+    """A first step that is no other form is taken in any session."""
+    ranking = rank(["a"], lambda sites: 0.01, 0.01)
+    found = find_a_way(ranking, ("bits", "bits"), 20.0, Treatment(), lambda treatment: Measured(True, 0.0), form=form)
+    assert found == Treatment({}, {"a": 1})
+
+
+def test_four_fifths_of_the_noise_that_the_floor_allows_are_aimed_at() -> None:
+    noise = {"a": 0.009, "b": 0.0085, "c": 1e-9}
+    ranking = rank(list(noise), probe_of(noise), 0.01)
+    both = find_a_way(ranking, ("bits",), 20.0, Treatment(), lambda treatment: Measured(True, 0.0), form=True)
+    assert both == Treatment({}, {"a": 1, "b": 1})
+    noise["b"] = 0.0075
+    ranking = rank(list(noise), probe_of(noise), 0.01)
+    one = find_a_way(ranking, ("bits",), 20.0, Treatment(), lambda treatment: Measured(True, 0.0), form=True)
+    assert one == Treatment({}, {"a": 1})
+
+
+@pytest.mark.parametrize(("share", "more"), [(0.35, False), (0.45, True)])
+def test_groups_that_make_less_than_two_fifths_of_the_noise_are_not_looked_into(share: float, more: bool) -> None:
+    noise = {f"s{i}": share * 0.01 / 64 for i in range(64)}
+    ranking = rank(list(noise), probe_of(noise), 0.01)
+    calls: list[int] = []
+
+    def probe(sites: Sequence[str]) -> float:
+        calls.append(len(sites))
+        return sum(noise[site] for site in sites)
+
+    rank(list(noise), probe, 0.01)
+    assert calls[:16] == [4] * 16
+    assert (len(calls) > 16) is more
+    assert sum(ranking.noise.values()) == pytest.approx(share * 0.01)

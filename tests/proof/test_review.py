@@ -9,6 +9,7 @@ import pytest
 from graphopt.contract import BitExact, FloatExact, Lossy
 from graphopt.model import Model, from_proto
 from graphopt.numerics.compare import Comparison
+from graphopt.proof.discrete import tainted_tensors
 from graphopt.proof.proof import compare_models
 from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import from_arrays
@@ -291,3 +292,58 @@ def test_half_precision_has_coarser_noise() -> None:
     assert compare_models(reference, folded, data, TIGHT).holds
     wrong = from_proto(model(text, w=half, k=np.float16(3.03)))
     assert not compare_models(reference, wrong, data, TIGHT).holds
+
+
+def test_noise_in_front_of_a_choice_is_told_too() -> None:
+    """The choice is handed over, and what goes into it differs by the reference's own noise."""
+    text = """g (float[9,6] x) => (float[9,40] y, float[9,40] z) {
+        a = MatMul(x, w) s = Add(a, k) y = Sub(s, k) z = Floor(y) }"""
+    reference = from_proto(model(text, w=W, k=LARGE))
+    exact = "g (float[9,6] x) => (float[9,40] y, float[9,40] z) { y = MatMul(x, w) z = Floor(y) }"
+    data = from_arrays({"x": X}, reference)
+    result = compare_models(reference, from_proto(model(exact, w=W)), data, TIGHT)
+    assert result.holds, result.problem
+    assert "discrete operators (1 Floor)" in result.notes[0]
+    assert "(and 1 more); that is at most 4 times the model's own float noise" in result.notes[1]
+    assert not compare_models(reference, from_proto(model(exact, w=W * F4(1.005))), data, TIGHT).holds
+
+
+def test_one_output_that_is_noise_is_no_more_than_one() -> None:
+    reference = from_proto(model(CANCELLING, w=W, k=LARGE))
+    exact = from_proto(model("g (float[9,6] x) => (float[9,40] y) { y = MatMul(x, w) }", w=W))
+    (note,) = compare_models(reference, exact, from_arrays({"x": X}, reference), TIGHT).notes
+    assert "more);" not in note
+    assert "; that is at most 4 times" in note
+
+
+def test_a_float_contract_counts_behind_a_softmax_on_generated_inputs_as_well() -> None:
+    """The logits keep the contract, the scores do not."""
+    close = np.stack([100 * W[:, 0], 100 * W[:, 0] + 0.1 * W[:, 1]], axis=1)
+    moved = close * np.array([1 + 5e-5, 1], F4)
+    data = ListData([{"x": X}], generated=True)
+    for end, holds in (("Identity", True), ("Softmax", False)):
+        text = f"g (float[9,6] x) => (float[9,2] y) {{ a = MatMul(x, w) y = {end}(a) }}"
+        reference, candidate = (from_proto(model(text, w=each)) for each in (close, moved))
+        assert compare_models(reference, candidate, data, TIGHT).holds is holds
+
+
+def test_what_a_node_leaves_out_depends_on_nothing() -> None:
+    graph = model(
+        """g (float[4,1,3] x, float[2] c, float m) => (float[2] y, float[4] z) {
+            , last = LSTM<hidden_size = 2>(x, w, r) y = Clip(k, , n) s = Shape(x) z = Add(c, c) }""",
+        w=np.ones((1, 8, 3), F4), r=np.ones((1, 8, 2), F4), k=np.ones(2, F4), n=F4(1),
+    ).graph  # fmt: skip
+    assert tainted_tensors(graph) == {"x", "c", "m", "last", "z"}
+
+
+def test_noise_that_cannot_be_measured_excuses_nothing_and_says_so() -> None:
+    """Floats that are sizes: one unit in the last place less, and they are other sizes."""
+    text = """g (float[9,6] x) => (float[9,40] y) {
+        a = MatMul(x, w) s = Add(a, k) d = Sub(s, k) n = Cast<to = 7>(sizes) m = ReduceMin<keepdims = 0>(n)
+        r = Unsqueeze(m, z) c = Concat<axis = 0>(r, q) y = Reshape(d, c) }"""
+    stored = {"w": W, "k": LARGE, "sizes": np.full(16, 9, F4), "z": np.array([0]), "q": np.array([40])}
+    reference = from_proto(model(text, **stored))
+    exact = from_proto(model("g (float[9,6] x) => (float[9,40] y) { y = MatMul(x, w) }", w=W))
+    result = compare_models(reference, exact, from_arrays({"x": X}, reference), TIGHT)
+    assert not result.holds
+    assert "the model's own float noise could not be measured: ONNX Runtime cannot run" in result.notes[-1]
