@@ -148,8 +148,8 @@ def test_the_tolerances_of_kept_passes_add_up() -> None:
 
 
 def test_the_plain_check_takes_128_samples_and_the_default_one_1024() -> None:
-    """A weight that only sample 1000 or sample 100 reads is wrong."""
-    for sample, failures in ((1100, 0), (1000, 1), (100, 2)):
+    """A weight that only one of the samples reads is wrong."""
+    for sample, failures in ((1024, 0), (1023, 1), (128, 1), (127, 2)):
         x = np.zeros((1200, 6), np.float32)
         x[:, :3] = draw(1200, 3)
         x[sample, 5] = 1
@@ -267,7 +267,7 @@ def test_the_notes_of_both_checks_are_kept() -> None:
 LABELS = np.argmax(X @ W, axis=1)
 
 
-def drop(lost: int, allowed: float, each: Pass | None = None) -> Verdict:
+def drop(lost: int, allowed: float, *passes: Pass) -> Verdict:
     """Judge a result that gets so many of 32 samples wrong, the source none."""
     x = np.concatenate([X, np.zeros((32, 1), np.float32)], axis=1)
     x[:lost, 6] = 1  # what turns the signs of the result's scores, and is nothing to the source
@@ -277,7 +277,7 @@ def drop(lost: int, allowed: float, each: Pass | None = None) -> Verdict:
     text = "g (float[N,7] x) => (float[N,4] y) { a = MatMul(x, w) t = MatMul(x, v) b = Mul(a, t) y = Sub(a, b) }"
     candidate = from_proto(model(text, w=weight, v=turn))
     data = {"x": x, "labels": LABELS}
-    return judged(candidate, [each or Loud()], source=from_proto(source), arrays=data, max_drop=allowed)
+    return judged(candidate, list(passes or [Loud()]), source=from_proto(source), arrays=data, max_drop=allowed)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -317,6 +317,7 @@ def test_a_run_that_does_not_compress_is_judged_by_its_contracts_alone() -> None
     verdict = drop(4, 0.0, Exact())
     assert verdict.top1 == (1.0, 0.875)
     assert not verdict.failures
+    assert drop(4, 0.0, Exact(), Loud()).failures
 
 
 # -- passes ------------------------------------------------------------------------------------------------------------

@@ -57,10 +57,10 @@ def _guesses(session: Session, name: str, data: Data) -> Iterator[np.ndarray]:
 
 def _rows(name: str, feeds: Feeds, outputs: Feeds, samples: int) -> np.ndarray:
     """Return the scores, one row for each sample that was fed; a vector without batch axis is one row."""
-    scores = np.asarray(outputs[name])
+    scores = np.atleast_1d(outputs[name])
     fed = {len(value) for value in feeds.values() if isinstance(value, np.ndarray) and value.ndim}
     size = fed.pop() if len(fed) == 1 else samples
-    rows = scores.reshape(1, -1) if scores.ndim == 1 and samples == 1 else scores.reshape(-1, scores.shape[-1])
+    rows = scores.reshape(-1, scores.shape[-1])
     if len(rows) != size and not (samples == 1 and len(rows) == 1):
         raise DataError(
             f"labels: output {name!r} of shape {scores.shape} has {len(rows)} rows of class scores for {size} samples"

@@ -140,8 +140,9 @@ def _shaken(values: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:
     if values.dtype.kind != "f":
         return values
     towards = np.where(rng.random(values.shape) < 0.5, -np.inf, np.inf).astype(values.dtype)
-    moved = np.nextafter(values, towards)
-    return np.where((values == 0) | ~np.isfinite(moved), values, moved)
+    with np.errstate(over="ignore"):  # of the largest float, which stays
+        moved = np.nextafter(values, towards)
+    return np.where((values == 0) | ~np.isfinite(values) | ~np.isfinite(moved), values, moved)
 
 
 def excused(comparison: Comparison, noises: list[Comparison]) -> tuple[OutputDifference, ...] | None:

@@ -190,7 +190,7 @@ class Proof:
                     continue
                 session = session or self.session(model, optimize=optimize, threads=threads)
                 given = {name: value for name, value in feeds.items() if name not in hidden}
-                found.append(_real(session.run(given), feeds, count))
+                found.append(_real(session.run(given), feeds, count, self.data.at_once))
         except GraphoptError:
             self._kept.pop(key).forget()
             raise
@@ -257,8 +257,10 @@ class Proof:
         return review(plain, pair, contract, lambda: zip(self.feeds(limit), self.counts(limit), strict=True))
 
 
-def _real(outputs: Feeds, feeds: Feeds, count: int) -> Feeds:
-    """Return outputs without the samples that a batch was filled up with."""
+def _real(outputs: Feeds, feeds: Feeds, count: int, at_once: int) -> Feeds:
+    """Return outputs without the samples that a batch was filled up with, where it holds fewer than ``at_once``."""
+    if count >= at_once:
+        return outputs
     fed = {len(value) for value in feeds.values() if isinstance(value, np.ndarray) and value.ndim}
     if len(fed) != 1 or (size := fed.pop()) <= count:
         return outputs

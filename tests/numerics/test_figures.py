@@ -252,8 +252,15 @@ def test_the_worst_part_is_named_with_its_severity() -> None:
     assert judged(TIGHT, r, r).severity == 0.0
 
 
+def test_the_whole_is_named_by_no_part() -> None:
+    r = np.linspace(-1, 1, 9)
+    assert judged(TIGHT, r, r + 0.1).problem.startswith("an element moved by 0.1, ")
+    assert judged(Lossy(90), r, r * 1.1, sampled=False).problem.startswith("SQNR 20.00 dB, at least 90")
+
+
 def test_the_severity_of_a_lossy_contract_is_in_decibels() -> None:
     r = np.random.default_rng(0).standard_normal((64, 1))
+    assert judged(Lossy(10), r, r * 1.1).severity == 0.0
     output = judged(Lossy(30), r, r * 1.1)
     assert output.sqnr_db is not None
     assert output.severity == pytest.approx(1 + 30 - output.sqnr_db)
@@ -303,6 +310,28 @@ def test_what_could_not_be_compared_has_no_largest_difference(candidate: object)
     assert (result.max_abs, result.max_rel) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("reference", "candidate", "says"),
+    [
+        (np.ones(2), {"a": np.ones(2)}, "float64(2,) became a map of 'a'"),
+        ({"a": np.ones(2)}, np.ones(2), "a map of 'a' became float64(2,)"),
+        (None, {1: np.ones(2)}, "nothing became a map of 1"),
+        ({i: np.ones(2) for i in range(7)}, None, "a map of 0, 1, 2, 3, 4 became nothing"),
+        ([np.ones(2)], {0: np.ones(2)}, "a sequence of 1 became a map of 0"),
+        ({0: np.ones(2)}, [np.ones(2)], "a map of 0 became a sequence of 1"),
+        ([[np.ones(2)]], [[None]], "[0][0]float64(2,) became nothing"),
+        ({"k": [np.ones(2)]}, {"k": []}, "['k']a sequence of 1 became a sequence of 0"),
+        ([np.ones(2)], [np.ones(3)], "[0]shape (2,) became (3,)"),
+    ],
+)
+def test_values_of_other_forms_are_described(reference: object, candidate: object, says: str) -> None:
+    assert judged(TIGHT, reference, candidate).problem == says
+
+
+def test_nothing_equals_nothing() -> None:
+    assert judged(TIGHT, [None, np.ones(2)], [None, np.ones(2)]).holds
+
+
 def test_of_several_differences_of_form_the_first_is_named() -> None:
     result = compare(TIGHT, (np.ones(2), np.ones(3)), (np.ones(2), np.ones(4)))
     assert result.problem == "y: shape (2,) became (3,)"
@@ -322,8 +351,8 @@ def test_new_nans_are_counted_and_the_first_is_shown() -> None:
 
 def test_the_largest_difference_of_integers_is_kept_over_batches() -> None:
     first, second = np.array([1, 2, 3]), np.array([5, 5])
-    result = compare(BitExact(), (first, np.array([1, 9, 3])), (second, np.array([5, 6])))
-    assert result.problem == "y: 2 of 5 elements differ, by up to 7"
+    result = compare(BitExact(), (first, np.array([2, 9, 3])), (second, np.array([5, 6])))
+    assert result.problem == "y: 3 of 5 elements differ, by up to 7"
     assert result.max_abs == 7.0
     assert result.max_rel == 7.0
     assert compare(BitExact(), (np.array([True]), np.array([False]))).max_abs == 1.0
@@ -339,6 +368,7 @@ def test_what_holds_no_finite_float_has_no_parts(value: Array) -> None:
 
 
 def test_only_floats_can_be_void() -> None:
+    assert not compare(TIGHT, (np.ones(3), np.ones(3))).notes
     assert not compare(TIGHT, (np.ones(3, np.int64), np.ones(3, np.int64))).notes
     assert not compare(TIGHT, (np.array(["a"], object), np.array(["a"], object))).notes
 

@@ -1,0 +1,118 @@
+"""What goes together where an axis is split, what picking costs, and what multiply-accumulates are foretold."""
+
+import numpy as np
+import pytest
+
+from graphopt.graph import GraphView
+from graphopt.graph.channels import Channels, channel_groups
+from graphopt.graph.channels.cost import Cost
+from graphopt.graph.channels.labels import Pick
+from graphopt.model import from_proto
+from graphopt.registry import create
+from graphopt.runtime.session import Session
+from graphopt.testing import draw, model, run_alone
+
+HEADS = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11]]
+FEATURES = [[0, 4, 8], [1, 5, 9], [2, 6, 10], [3, 7, 11]]
+GATHERS = "q = Gather<axis={0}>({1}, k0) k = Gather<axis={0}>({1}, k1) v = Gather<axis={0}>({1}, k2) y = Sum(q, k, v)"
+SLICES = "q = Slice({1}, i0, i1, i{0}) k = Slice({1}, i1, i2, i{0}) v = Slice({1}, i2, i3, i{0}) y = Sum(q, k, v)"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("y = Relu(b)", HEADS),
+        (GATHERS.format(2, "b"), FEATURES),
+        (GATHERS.format(3, "b"), FEATURES),  # one of the four is not needed
+        ("c = Transpose<perm=[2,0,1,3]>(b) " + GATHERS.format(0, "c"), FEATURES),
+        ("c = Transpose<perm=[2,0,1,3]>(b) " + GATHERS.format(3, "c"), FEATURES),
+        ("c = Identity(b) " + GATHERS.format(-2, "c"), FEATURES),
+        ("q = Gather<axis=2>(b, i0) y = Relu(q)", HEADS),
+        ("q, k, v = Split<axis=2>(b) y = Sum(q, k, v)", FEATURES),
+        ("q, k = Split<axis=3>(b) y = Add(q, k)", HEADS),
+        (SLICES.format(2, "b"), FEATURES),
+        ("y = Slice(b, i0, i2, i2)", HEADS),
+    ],
+)
+def test_an_axis_that_is_taken_apart_is_not_the_one_that_is_cut(text: str, expected: list[list[int]]) -> None:
+    """Queries, keys and values of one product lose the same features; heads go whole."""
+    numbers = {f"k{n}": np.array(n) for n in range(3)} | {f"i{n}": np.array([n]) for n in range(4)}
+    nodes = f"a = MatMul(x, w) b = Reshape(a, h) {text} z = ReduceMax<keepdims=0>(y)"
+    proto = model(
+        f"g (float[6,2,5] x) => (float[N] z) {{ {nodes} }}",
+        w=draw(5, 12),
+        h=np.array([6, 2, 3, 4]),
+        **{name: value for name, value in numbers.items() if f", {name}" in text},
+    )
+    channels = Channels.analyze(GraphView(from_proto(proto)))
+    roots = channels.root[channels.labels.uses[next(iter(channels.labels.uses))].axes[1]]
+    groups = [np.flatnonzero(roots == root).tolist() for root in dict.fromkeys(roots.tolist())]
+    assert groups == expected
+
+
+@pytest.mark.parametrize(
+    ("gone", "stored"),
+    [
+        ((), 0),
+        ((0,), 3),
+        ((5,), 3),
+        ((0, 5), 3),
+        ((0, 1, 2), 3),
+        ((2,), 5),
+        ((1, 3), 4),
+        ((0, 2), 4),
+        ((1, 2, 3, 4), 2),
+    ],
+)
+def test_what_picking_stores(gone: tuple[int, ...], stored: int) -> None:
+    """Indices of all that stays, or three bounds of a Slice where that lies together."""
+    mask = np.zeros(8, dtype=bool)
+    mask[[place + 2 for place in gone]] = True
+    node = next(iter(from_proto(model("g (float[2] x) => (float[2] y) { y = Relu(x) }")).graph.nodes))
+    assert Pick(node, None, -1, np.arange(2, 8)).indices(mask) == stored
+
+
+@pytest.mark.parametrize(("batch", "times"), [("N", 1), ("1", 1), ("4", 4)])
+def test_multiply_accumulates(batch: str, times: int) -> None:
+    """A batch of unknown size counts as one, a batch of known size as it is."""
+    proto = model(
+        f"""g (float[{batch},3,5,5] x) => (float[{batch},4] y) {{
+        a = Conv(x, w) r = Relu(a) f = Conv<group=2>(r, u) p = ReduceMax<axes=[2,3],keepdims=0>(f) y = Gemm(p, v) }}""",
+        w=draw(6, 3, 3, 3),
+        u=draw(8, 3, 1, 1),
+        v=draw(8, 4),
+    )
+    channels = Channels.analyze(GraphView(from_proto(proto)))
+    cost = Cost.of(channels)
+    nothing = np.zeros(len(channels.root), dtype=bool)
+    assert not cost.unknown
+    assert cost.macs(nothing) == times * (6 * 3 * 9 * 9 + 8 * 3 * 9 + 8 * 4)
+    assert cost.parameters(nothing) == 6 * 3 * 9 + 8 * 3 + 8 * 4
+
+
+def test_a_shape_is_written_down_only_where_a_size_that_changes_is_read() -> None:
+    """Of a Shape of which only the batch is read nothing changes; one whose channels are read becomes a constant."""
+    weight = draw(6, 3, 1, 1)
+    weight[[1, 2]] = 0
+    for axis, left in ((0, 1), (1, 0)):
+        proto = model(
+            """g (float[2,3,4,4] x) => (float[N,3,4,4] y) { a = Conv(x, w) r = Relu(a) h = Shape(r) n = Gather(h, k)
+            f = Cast<to=1>(n) b = Conv(r, v) y = Mul(b, f) }""",
+            w=weight,
+            k=np.array(axis),
+            v=draw(3, 6, 1, 1),
+        )
+        after, _ = run_alone(create("prune-channels"), proto)
+        assert sum(node.op_type == "Shape" for node in after.graph.node) == left
+        given = {"x": draw(2, 3, 4, 4)}
+        np.testing.assert_allclose(Session(after).run(given)["y"], Session(proto).run(given)["y"], rtol=1e-5, atol=1e-5)
+
+
+def test_groups_are_numbered_by_their_smallest_label() -> None:
+    proto = model(
+        "g (float[N,3] x) => (float[N,2] y) { a = MatMul(x, w) y = MatMul(a, v) }", w=draw(3, 4), v=draw(4, 2)
+    )
+    channels = Channels.analyze(GraphView(from_proto(proto)))
+    assert [group.index for group in channel_groups(channels) if group.blocked is None] == sorted(
+        int(root) for root in set(channels.root.tolist()) if root not in channels.blocked and channels.present[root]
+    )
