@@ -149,3 +149,17 @@ def test_groups_that_make_less_than_two_fifths_of_the_noise_are_not_looked_into(
     assert calls[:16] == [4] * 16
     assert (len(calls) > 16) is more
     assert sum(ranking.noise.values()) == pytest.approx(share * 0.01)
+
+
+@pytest.mark.parametrize(("form", "levels"), [(True, [1, 2]), (False, [2])])
+def test_another_form_is_passed_over_where_it_changes_nothing(form: bool, levels: list[int]) -> None:
+    seen: list[int] = []
+
+    def judge(treatment: Treatment) -> Measured:
+        seen.append(treatment.demotions["a"])
+        return Measured(treatment.demotions["a"] == 2, 0.001)
+
+    ranking = rank(["a"], lambda sites: 0.001, 0.01)
+    found = find_a_way(ranking, ("form", "bits", "bits"), 20.0, Treatment(), judge, form=form)
+    assert found == Treatment({}, {"a": 2})
+    assert seen == levels
