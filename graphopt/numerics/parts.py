@@ -63,9 +63,11 @@ def entry(axis: int, index: int) -> str:
 
 
 def is_blind(tally: Tally) -> bool:
-    """Whether a float output holds one value, or the same values for all samples."""
-    if not tally.is_float or not tally.whole.count[0]:
+    """Whether a float output holds no finite value, one value, or the same values for all samples."""
+    if not tally.is_float or not tally.comparable:
         return False
+    if not tally.whole.count[0]:
+        return True
     if tally.whole.constant(tally.unit)[0]:
         return True
     same = [each for each in tally.samples.values() if each.count > 1]

@@ -233,7 +233,9 @@ def test_shares_of_one_are_one_part() -> None:
         pytest.param(np.tile(np.arange(4.0), (5, 1)), True, id="the same for all samples"),
         pytest.param(np.tile(np.arange(4.0), (1, 1)), False, id="one sample"),
         pytest.param(np.arange(20.0).reshape(5, 4), False, id="samples differ"),
-        pytest.param(np.full((5, 3), np.nan), False, id="nothing finite"),
+        pytest.param(np.full((5, 3), np.nan), True, id="nothing finite"),
+        pytest.param(np.full((5, 3), -np.inf), True, id="infinite"),
+        pytest.param(np.zeros((0, 3)), True, id="no element"),
         pytest.param(np.ones((5, 3), np.int64), False, id="integers"),
     ],
 )

@@ -142,7 +142,7 @@ def test_headers_that_lie(header: str, tmp_path: Path) -> None:
 def test_counts_leave_out_what_fills_up() -> None:
     data = from_arrays({"x": X}, subject("4,5"))
     assert list(data.counts()) == [4, 4, 3]
-    assert list(data.counts(6)) == [4, 2]
+    assert list(data.counts(6)) == [4, 4]
     assert [len(feeds["x"]) for feeds in data.batches(6)] == [4, 4]
     assert list(from_arrays({"x": X}, subject()).counts(6)) == [6]
     assert list(from_arrays({"x": X}, subject("5")).counts(3)) == [1, 1, 1]
