@@ -78,3 +78,8 @@ def test_halving_finds_the_first_of_two_and_asks_no_more_than_it_needs() -> None
     assert found is not None
     assert set(found.vetoes) == {"a"}
     assert asked == [{"a", "b"}, {"a"}, {"a", "b", "c", "d"}]
+
+
+def test_without_suspects_no_treatment_is_made_up() -> None:
+    everything = Treatment({"a": "before"})
+    assert find_culprits(["a"], "broken", lambda treatment: Replay(True, ""), 4, everything) is None
