@@ -64,3 +64,22 @@ def test_gives_up_when_too_many_are_at_fault() -> None:
 
 def test_gives_up_when_no_site_is_at_fault() -> None:
     assert find_culprits([], "broken", lambda treatment: Replay(False, "broken"), 4) is None
+
+
+def test_halving_finds_the_first_of_two_and_asks_no_more_than_it_needs() -> None:
+    asked: list[set[str]] = []
+
+    def judge(treatment: Treatment) -> Replay:
+        left = {site for site, reason in treatment.vetoes.items() if reason == NOT_UNDER_TEST}
+        asked.append(set("abcd") - left)
+        return Replay("a" in treatment.vetoes, "broken")
+
+    found = find_culprits("abcd", "broken", judge, 1)
+    assert found is not None
+    assert set(found.vetoes) == {"a"}
+    assert asked == [{"a", "b"}, {"a"}, {"a", "b", "c", "d"}]
+
+
+def test_without_suspects_no_treatment_is_made_up() -> None:
+    everything = Treatment({"a": "before"})
+    assert find_culprits(["a"], "broken", lambda treatment: Replay(True, ""), 4, everything) is None

@@ -114,6 +114,7 @@ def test_what_was_treated_before_stays_treated() -> None:
     assert found is not None
     assert found.vetoes["a"] == "before"
     assert found.demotions["b"] > 2
+    assert "a" not in found.demotions
 
 
 @pytest.mark.parametrize("form", [True, False])
@@ -163,3 +164,15 @@ def test_another_form_is_passed_over_where_it_changes_nothing(form: bool, levels
     found = find_a_way(ranking, ("form", "bits", "bits"), 20.0, Treatment(), judge, form=form)
     assert found == Treatment({}, {"a": 2})
     assert seen == levels
+
+
+def test_where_noise_is_more_than_was_expected_more_sites_are_demoted_at_once() -> None:
+    seen: list[int] = []
+
+    def judge(treatment: Treatment) -> Measured:
+        seen.append(len(treatment.demotions))
+        return Measured(len(seen) > 1, 4 * (0.0012 * (10 - seen[-1]) + 0.000012 * seen[-1]))
+
+    ranking = rank([f"s{i}" for i in range(10)], lambda sites: 0.0012 * len(sites), 0.01)
+    assert find_a_way(ranking, ("bits",), 20.0, Treatment(), judge, form=True) is not None
+    assert seen == [4, 9]

@@ -469,6 +469,39 @@ def test_the_plain_session_counts_as_well() -> None:
     assert not tried(Slight(), default_session=True).treatment.vetoes
 
 
+@dataclass(frozen=True, kw_only=True)
+class Fragile(Double):
+    """Wrong at one site, and crashes where that is not rewritten."""
+
+    name = "fragile"
+
+    def run(self, view: GraphView) -> PassResult:
+        """Crash if any site is vetoed."""
+        result = super().run(view)
+        if result.skipped:
+            raise ValueError("cannot be taken apart")
+        return result
+
+
+def test_a_replay_that_crashes_does_not_hold() -> None:
+    outcome = tried(Fragile(broken=("t2",)))
+    assert outcome.failure.startswith("broke its contract bit-exact: t6: ")
+    assert to_proto(outcome.model).SerializeToString() == chain().SerializeToString()
+
+
+def test_another_form_is_tried_first_by_a_pass_with_further_steps() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Further(Pack):
+        """The same with a dearer step behind it."""
+
+        name = "further"
+        demotions = ("form", "bits")
+
+    proto, data = log_mel()
+    outcome = tried(Further(), proto, data, default_session=True)
+    assert outcome.treatment == Treatment({}, {"m": 1})
+
+
 # -- what is tried -----------------------------------------------------------------------------------------------------
 
 

@@ -9,8 +9,9 @@ import pytest
 from graphopt.contract import BitExact, FloatExact, Lossy
 from graphopt.model import Model, from_proto
 from graphopt.numerics.compare import Comparison
-from graphopt.proof.discrete import tainted_tensors
+from graphopt.proof.discrete import find_decisions, tainted_tensors
 from graphopt.proof.proof import compare_models
+from graphopt.proof.review import Pair
 from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import from_arrays
 from graphopt.testing import model
@@ -347,3 +348,35 @@ def test_noise_that_cannot_be_measured_excuses_nothing_and_says_so() -> None:
     result = compare_models(reference, exact, from_arrays({"x": X}, reference), TIGHT)
     assert not result.holds
     assert "the model's own float noise could not be measured: ONNX Runtime cannot run" in result.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("text", "discrete"),
+    [
+        ("y = Cast<to = 1>(x)", False),
+        ("y = Cast<to = 11>(x)", False),
+        ("y = Cast<to = 7>(x)", True),
+        ("y = Cast<to = 9>(x)", True),
+        ("y = MaxPool<kernel_shape = [2]>(x)", False),
+        ("y, i = MaxPool<kernel_shape = [2]>(x)", True),
+        ("y = Round(x)", True),
+        ("y = Relu(x)", False),
+    ],
+)
+def test_what_jumps_is_discrete(text: str, discrete: bool) -> None:
+    kind = {"7>": "int64", "9>": "bool", "11": "double"}.get(text[12:14], "float")
+    proto = model(f"g (float[1,2,4] x) => ({kind}[A,B,C] y) {{ {text} }}")
+    found = find_decisions(proto, proto)
+    assert [each.outputs for each in found] == ([("y", "i") if "i =" in text else ("y",)] if discrete else [])
+
+
+def test_an_output_that_a_choice_leaves_out_is_not_handed_over() -> None:
+    proto = model("g (float[1,9] x, int64[1] k) => (float[1,5] v) { v, i = TopK(x, k) }")
+    proto.graph.node[0].output[1] = ""
+    (found,) = find_decisions(proto, proto)
+    assert (found.op, found.outputs, found.reference) == ("TopK", ("v",), ("x", "k"))
+
+
+def test_a_pair_is_run_as_it_is_and_on_data_unless_that_is_said() -> None:
+    proto = model("g (float[1,9] x) => (float[1,9] y) { y = Relu(x) }")
+    assert Pair(proto, proto) == Pair(proto, proto, optimize=False, generated=False)

@@ -1,0 +1,80 @@
+"""What a measurement of time says besides times: its noise, its samples, and where a result takes longer."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graphopt.model import Model, from_proto
+from graphopt.proof import latency as latencies
+from graphopt.proof.latency import SITES, _sites, latency
+from graphopt.runtime.feeds import from_arrays, generate
+from graphopt.runtime.session import Session
+from graphopt.testing import draw, model
+
+
+def linear(batch: str = "N") -> Model:
+    return from_proto(model(f"g (float[{batch},6] x) => (float[{batch},4] y) {{ y = MatMul(x, w) }}", w=draw(6, 4)))
+
+
+def test_the_figures_that_the_documentation_quotes() -> None:
+    assert (latencies.NOISE, latencies.NOISE_ALONE, latencies.NOISE_MS, SITES) == (0.05, 0.1, 0.003, 5)
+    assert (latencies.PROFILED, latencies.PAIRED) == (1 << 28, 1 << 25)
+
+
+def opened(seen: list[dict[str, Any]]) -> Any:
+    def opener(each: Model, **options: Any) -> Session:
+        seen.append(options)
+        return Session(each, **options)
+
+    return opener
+
+
+@pytest.mark.parametrize(("batch", "samples"), [("N", 1), ("3", 3), ("1", 1)])
+def test_one_sample_is_run_where_the_batch_is_free_on_one_thread(batch: str, samples: int) -> None:
+    subject, seen = linear(batch), list[dict[str, Any]]()
+    found = latency(subject, subject, from_arrays({"x": draw(7, 6)}, subject), opened(seen))
+    assert found.samples == samples
+    assert seen == [{"optimize": True, "threads": 1}] * 2
+    assert found.noise == pytest.approx(0.05 + 0.003 / found.before)
+    assert found.after > 0
+
+
+@pytest.mark.parametrize(("bytes_more", "alone"), [(0, False), (-1, True)])
+def test_large_models_are_run_one_behind_the_other(
+    bytes_more: int, alone: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    subject, small = linear(), from_proto(model("g (float[N,6] x) => (float[N,6] y) { y = Relu(x) }"))
+    monkeypatch.setattr(latencies, "PAIRED", 6 * 4 * 4 + bytes_more)
+    for before, after in ((subject, small), (small, subject)):
+        asked: list[Model] = []
+
+        def known(each: Model, asked: list[Model] = asked) -> float | None:
+            asked.append(each)
+            return 2.0 if len(asked) == 1 else None
+
+        found = latency(before, after, generate(subject), known=known)
+        assert found.noise == pytest.approx((0.1 if alone else 0.05) + 0.003 / found.before)
+        assert (found.before == 2.0) is alone
+        assert [id(each) for each in asked] == ([id(before), id(after)] if alone else [])
+
+
+def test_sites_are_those_of_operators_that_take_longer_in_all() -> None:
+    old = {("a", "Conv"): 5.0, ("b", "Conv"): 1.0, ("c", "Relu"): 1.0}
+    new = {("a", "Conv"): 1.0, ("b", "Conv"): 4.9, ("c", "Relu"): 1.5, ("d", "Relu"): 2.5, ("", "Relu"): 9.0}
+    assert _sites(old, new) == (("d", "Relu", 2.5), ("c", "Relu", 1.5))
+    assert _sites(new, new) == ()
+    many = {(f"s{i}", "Mul"): float(i + 1) for i in range(9)}
+    assert [site for site, _, _ in _sites({}, many)] == ["s8", "s7", "s6", "s5", "s4"]
+
+
+def test_a_much_slower_result_names_its_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide, deep = draw(6, 1000), draw(1000, 1000)
+    text = "g (float[N,6] x) => (float[N,1000] y) { a = MatMul(x, w) y = MatMul(a, v) }"
+    large = from_proto(model(text, w=wide, v=deep))
+    found = latency(linear(), large, generate(linear()))
+    assert found.slower
+    assert found.sites[0][:2] == ("y", "MatMul")
+    monkeypatch.setattr(latencies, "PROFILED", wide.nbytes + deep.nbytes - 1)
+    assert latency(linear(), large, generate(linear())).sites == ()
+    assert np.isfinite(found.ratio)
