@@ -10,6 +10,7 @@ from graphopt.model import Model
 from graphopt.proof.accuracy import top1
 from graphopt.proof.proof import Proof
 from graphopt.report import Check, PassReport
+from graphopt.report.figures import percent
 from graphopt.result import PassResult
 from graphopt.trial import CHECK_SAMPLES
 
@@ -100,10 +101,8 @@ def _drop(accuracy: tuple[float, float], most: float, compressed: bool) -> list[
     lost = 100 * (accuracy[0] - accuracy[1])
     if not compressed or lost <= most:
         return []
-    return [
-        f"top-1 fell by {lost:.2f} points, from {accuracy[0]:.2%} to {accuracy[1]:.2%}: at most {most:g} are allowed "
-        "(--max-drop)"
-    ]
+    before, after = map(percent, accuracy)
+    return [f"top-1 fell by {lost:.2f} points, from {before} to {after}: at most {most:g} are allowed (--max-drop)"]
 
 
 def failed(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[str]:

@@ -58,7 +58,7 @@ class QuantizeActivations(Pass):
     several, or is half precision; a model below opset 13. BatchNormalization should be folded first. Without data the
     ranges come from generated inputs, and each rewrite says that its accuracy is not to be trusted.
 
-    Eight bits on both sides leave about 20 to 30 dB on whole nets; the floor is 8 dB.
+    Eight bits on both sides leave about 20 to 30 dB on whole nets; the floor is 10 dB.
     """
 
     name = "quantize-activations"

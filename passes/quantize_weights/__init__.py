@@ -96,7 +96,7 @@ class QuantizeWeights(Pass):
 
     Eight bits leave about 35 to 45 dB on a layer's weights and 30 dB and more on whole nets; an output below 20 dB (an
     error of a tenth of its size) means that a layer does not bear it. The floor is 6 dB for four bits, 3 dB for three,
-    0 dB for two. Three bits are a grid of 8 levels within int4: for studies of accuracy, and for runtimes that repack.
+    1 dB for two. Three bits are a grid of 8 levels within int4: for studies of accuracy, and for runtimes that repack.
     """
 
     name = "quantize-weights"
