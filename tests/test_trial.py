@@ -483,6 +483,24 @@ class Fragile(Double):
         return result
 
 
+def test_a_result_that_does_not_load_is_reverted() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Unloadable(Plain):
+        """Leave an operator that does not exist."""
+
+        name = "unloadable"
+
+        def rewrite(self, view: GraphView, node: gs.Node) -> str:
+            """Rename it."""
+            node.op = "NoSuchOperator"
+            return ""
+
+    outcome = tried(Unloadable())
+    assert outcome.failure.startswith("broke its contract lossy(min_sqnr_db=20): ONNX Runtime cannot load the model")
+    assert outcome.check is not None
+    assert outcome.check.max_abs is None
+
+
 def test_a_replay_that_crashes_does_not_hold() -> None:
     outcome = tried(Fragile(broken=("t2",)))
     assert outcome.failure.startswith("broke its contract bit-exact: t6: ")

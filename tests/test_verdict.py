@@ -19,7 +19,7 @@ from graphopt.report import PassReport
 from graphopt.runtime.data import Data
 from graphopt.runtime.feeds import from_arrays, generate
 from graphopt.testing import draw, model, run_alone
-from graphopt.verdict import Verdict, failed, judge, not_smaller, remedy
+from graphopt.verdict import FINAL_SAMPLES, Verdict, failed, judge, not_smaller, remedy
 
 W = draw(6, 4)
 X = draw(32, 6)
@@ -150,6 +150,7 @@ def test_the_tolerances_of_kept_passes_add_up() -> None:
 
 def test_the_plain_check_takes_128_samples_and_the_default_one_1024() -> None:
     """A weight that only one of the samples reads is wrong."""
+    assert FINAL_SAMPLES == 1024
     for sample, failures in ((1024, 0), (1023, 1), (128, 1), (127, 2)):
         x = np.zeros((1200, 6), np.float32)
         x[:, :3] = draw(1200, 3)

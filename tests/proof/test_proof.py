@@ -105,6 +105,19 @@ def test_outputs_of_the_source_stay_and_of_others_the_last_four() -> None:
         assert proof.opened_sessions == 7
 
 
+def test_default_sessions_on_one_thread_stay_open() -> None:
+    assert proofs.KEPT_OPEN == 1 << 25
+    source, other = linear(), linear(W * np.float32(2))
+    with Proof(source, from_arrays({"x": X}, source)) as proof:
+        first = proof.session(source, optimize=True, threads=1)
+        assert proof.session(source, optimize=True, threads=1) is first
+        second = proof.session(other, optimize=True, threads=1)
+        assert proof.session(other, optimize=True, threads=1) is second
+        assert proof.session(source, optimize=True, threads=1) is first
+        assert proof.session(source, threads=1) is not first
+        assert proof.session(source, optimize=True) is not first
+
+
 def test_a_model_that_fails_keeps_nothing() -> None:
     source = linear()
     text = (
