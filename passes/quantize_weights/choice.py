@@ -185,8 +185,15 @@ class Chooser:
         return Choice(best, tuple(failed), "mul", lookups=tuple(lookups(self._view, self._weight, best)))
 
 
+_WORDS = {
+    "mul": "as Cast and Mul, folded at load",
+    "dq": "as DequantizeLinear",
+    "qdq": "behind QuantizeLinear and DequantizeLinear",
+}
+
+
 def write(view: GraphView, weight: Weight, dtype: "np.dtype[np.generic]", choice: Choice) -> str:
-    """Write a weight as chosen; return the operators in words, empty where the options name them."""
+    """Write a weight as chosen; return the operators in words."""
     writer, best = Writer(view, weight.source, weight.home, dtype), choice.best
     if choice.product is not None:
         writer.write_product(best, choice.product.layer, choice.product.transposed)
@@ -200,5 +207,5 @@ def write(view: GraphView, weight: Weight, dtype: "np.dtype[np.generic]", choice
         ranks = (other_rank(view, use.layer, best) for use in weight.uses)
         rank = next((rank for rank in ranks if rank is not None), None)
         writer.write(best, choice.form, rank)
-        words.append(f"{'elsewhere ' if words else ''}as Cast and Mul, folded at load")
+        words.append(f"{'elsewhere ' if words else ''}{_WORDS[choice.form]}")
     return "".join(f", {each}" for each in words)
