@@ -338,7 +338,7 @@ def test_a_shared_weight_of_which_one_layer_stays_float() -> None:
         r = Relu(h)
         y = MatMul(r, w) }"""
     before, x = model(text, w=draw(16, 16)), draw(32, 16, seed=1)
-    after, result = calibrated(before, x, min_sqnr=41.0)
+    after, result = calibrated(before, x, min_sqnr=38.0)
     assert [len(result.rewritten), len(result.skipped)] == [1, 1]
     np.testing.assert_array_equal(initializers(after)["w"], initializers(before)["w"])
     left = next(node for node in after.graph.node if node.output[0] == result.skipped[0].site)
@@ -465,8 +465,8 @@ def test_the_most_sensitive_layers_stay_float() -> None:
     loose, _ = calibrated(before, x, min_sqnr=5.0)
     assert loose.SerializeToString() == calibrated(before, x)[0].SerializeToString()
     expected = Session(before).run({"x": x})["y"]
-    after, result = calibrated(before, x, min_sqnr=50.0)
+    after, result = calibrated(before, x, min_sqnr=30.0)
     assert result.skipped
-    assert re.search(r"sensitivity 1 of 3: quantized alone it leaves [\d.]+ dB, kept float to reach 50 dB", str(result))
+    assert re.search(r"sensitivity 1 of 3: quantized alone it leaves [\d.]+ dB, kept float to reach 30 dB", str(result))
     got = Session(after).run({"x": x})["y"]
-    assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) >= 50.0
+    assert 10 * np.log10(np.square(expected).sum() / np.square(got - expected).sum()) >= 30.0
