@@ -112,6 +112,7 @@ def optimize(
             # Names that the model does not keep to at run time are no facts for passes either.
             source = without_names(source, feeds.unbound if isinstance(feeds, ListData) else frozenset())
             proof = stack.enter_context(Proof.opened(source, feeds))
+            proof.timed = latency
             source, feeds = proof.source, proof.data
         pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress, max_opset=max_opset)
         run, verdict = _judged_run(pipeline, source, max_drop)

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from graphopt.model import Model
-from graphopt.runtime.data import ArrayData, Data, Feeds
+from graphopt.runtime.data import Data, Feeds, one_at_a_time
 from graphopt.runtime.session import Session
 
 ACTIVATION_BYTES = 1 << 26
@@ -31,17 +31,17 @@ def first_run(opener: Callable[..., Session], model: Model, data: Data) -> tuple
     Raises:
         GraphoptError: ONNX Runtime cannot load or run the model.
     """
-    free = isinstance(data, ArrayData) and data.batch > 1 and not data.fixed
-    single = replace(data, batch=1) if isinstance(data, ArrayData) and free else data
-    feeds = next(single.batches(1))
-    if not isinstance(data, ArrayData) or not free:
+    single = one_at_a_time(data)
+    if single is None:
+        feeds = next(data.batches(1))
         return data, feeds, opener(model).run(feeds)
+    feeds = next(single.batches(1))
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
         session = opener(model, profile=Path(folder, "run"))
         outputs = session.run(feeds)
         largest = _largest_node(session.end_profiling())
-    most = max(1, min(data.batch, ACTIVATION_BYTES // max(1, _ALIVE * largest)))
-    return replace(data, batch=1 << (most.bit_length() - 1)), feeds, outputs
+    most = max(1, min(data.at_once, ACTIVATION_BYTES // max(1, _ALIVE * largest)))
+    return replace(single, batch=1 << (most.bit_length() - 1)), feeds, outputs
 
 
 def _largest_node(profile: Path) -> int:

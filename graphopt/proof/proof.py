@@ -46,6 +46,7 @@ class Proof:
     Attributes:
         data: What models are run on.
         source: The model that the run began with.
+        timed: Whether large models are timed while their default session is open.
         unknown: What ONNX Runtime cannot run of the model that the run began with; None if it can run all.
     """
 
@@ -57,6 +58,7 @@ class Proof:
         self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
         self._usual: dict[int, tuple[Model, Session]] = {}
+        self.timed = False
         self._timed: dict[int, tuple[Model, float]] = {}
 
     @classmethod
@@ -197,7 +199,7 @@ class Proof:
             raise
         finally:
             if session is not None:
-                if threads == 1 and id(model) not in self._usual:
+                if self.timed and threads == 1 and id(model) not in self._usual:
                     self._timed[id(model)] = model, least_times([session], next(self.data.batches(1)))[0]
                 del session
                 give_back()

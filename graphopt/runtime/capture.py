@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 
 from graphopt.model import Model
-from graphopt.runtime.data import ArrayData, Data
+from graphopt.runtime.data import Data, one_at_a_time
 from graphopt.runtime.session import threads_for_samples
 from graphopt.runtime.taps import Taps
 
@@ -48,11 +48,11 @@ class Runs:
 
 def _portioned(taps: Taps, data: Data) -> Data:
     """Return the data in portions whose tensors fit."""
-    if not isinstance(data, ArrayData) or data.batch <= 1 or data.fixed:
+    single = one_at_a_time(data)
+    if single is None:
         return data
-    single = replace(data, batch=1)
     size = total_bytes(list(taps.run(next(single.batches(1))).values()))
-    return replace(data, batch=max(1, min(data.batch, _BYTES_AT_ONCE // max(size, 1))))
+    return replace(single, batch=max(1, min(data.at_once, _BYTES_AT_ONCE // max(size, 1))))
 
 
 def total_bytes(values: Sequence[Any]) -> int:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -213,6 +213,12 @@ class ListData:
 def _filled(values: NDArray[Any], missing: int) -> NDArray[Any]:
     """Repeat the last sample ``missing`` times."""
     return np.concatenate([values, np.repeat(values[-1:], missing, axis=0)])
+
+
+def one_at_a_time(data: Data) -> ArrayData | None:
+    """Return the data with one sample in each batch; None where the model, or the data, leave no choice."""
+    free = isinstance(data, ArrayData) and data.batch > 1 and not data.fixed
+    return replace(data, batch=1) if isinstance(data, ArrayData) and free else None
 
 
 def fitting_batch(bytes_per_sample: int) -> int:

@@ -20,7 +20,7 @@ from graphopt.model import Model, save
 from graphopt.model.exporter import weight_bytes
 from graphopt.runtime.data import Feeds
 from graphopt.runtime.probe_worker import read_message, write_message
-from graphopt.runtime.session import one_line, threads_for_samples
+from graphopt.runtime.session import IN_MEMORY, one_line, threads_for_samples
 
 LOAD_SECONDS = 600
 RUN_SECONDS = 120
@@ -28,8 +28,6 @@ MOST_FAULTS = 12
 """After so many crashes no more inputs are tried."""
 MOST_TIMEOUTS = 2
 
-_BESIDE = 1 << 26
-"""Weights of more bytes than this go into a file that the other process maps."""
 _LEAST_MEMORY = 1 << 32
 
 
@@ -83,7 +81,7 @@ class Probe:
         self._faults = self._timeouts = 0
         try:
             path, size = Path(self._folder.name, "model.onnx"), weight_bytes(model)
-            save(model, path, "always" if size > _BESIDE else "auto", durable=False)
+            save(model, path, "always" if size > IN_MEMORY else "auto", durable=False)
             most = max(_LEAST_MEMORY, 2 * size, _physical_memory())
             threads = threads_for_samples(model)
             self._order = {"path": sys.path, "model": str(path), "threads": threads, "bytes": most}

@@ -51,7 +51,7 @@ def test_refusals_are_one_line() -> None:
 
 
 def test_weights_in_a_file_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(probe, "_BESIDE", 0)
+    monkeypatch.setattr(probe, "IN_MEMORY", 0)
     onnx.save(model("g (float[N,64] x) => (float[N,64] y) { y = MatMul(x, w) }", w=draw(64, 64)), tmp_path / "m.onnx")
     with Probe(load(tmp_path / "m.onnx")) as subject:
         assert subject.run({"x": np.ones((2, 64), F4)})[0].varies
