@@ -27,7 +27,7 @@ from graphopt.registry import create
 from graphopt.report import Latency, Report, measure
 from graphopt.report.circumstances import collect, describe_data
 from graphopt.runtime.data import ListData
-from graphopt.runtime.feeds import Data, from_arrays, generate, load_data
+from graphopt.runtime.feeds import Data, Feeds, draw_inputs, from_arrays, load_data
 from graphopt.runtime.session import use_custom_operators
 from graphopt.verdict import Verdict, failed, judge, not_smaller, remedy
 
@@ -105,13 +105,13 @@ def optimize(
     source = as_model(model)
     named = default_passes(source) if passes is None else passes
     chosen = [create(each) if isinstance(each, str) else each for each in named]
-    feeds = as_data(data, source) if check or data is not None else None
+    feeds, known = as_data(data, source) if check or data is not None else (None, ())
     with ExitStack() as stack:
         proof = None
         if check and feeds is not None:
             # Names that the model does not keep to at run time are no facts for passes either.
             source = without_names(source, feeds.unbound if isinstance(feeds, ListData) else frozenset())
-            proof = stack.enter_context(Proof.opened(source, feeds))
+            proof = stack.enter_context(Proof.opened(source, feeds, known=known))
             proof.timed = latency
             source, feeds = proof.source, proof.data
         pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress, max_opset=max_opset)
@@ -150,15 +150,15 @@ def optimize(
 
 
 def _judged_run(pipeline: Pipeline, source: Model, max_drop: float) -> tuple[Run, Verdict]:
-    """Run the passes and judge the whole; where only a default session fails, run again with each pass judged there."""
+    """Run the passes and judge the whole; where that fails, run again with each pass judged as the whole is."""
     run, passes = pipeline.run(source), pipeline.passes
     if pipeline.proof is None:
         return run, Verdict()
     pipeline.progress("checking the whole", len(passes), len(passes))
     verdict = judge(pipeline.proof, run.after.model, passes, run.reports, max_drop)
-    if verdict.default_session or failed(passes, run.reports):
+    if verdict.plain_session and (verdict.default_session or failed(passes, run.reports)):
         return run, verdict
-    run = replace(pipeline, default_session=True).run(source)
+    run = replace(pipeline, thorough=True, default_session=not verdict.default_session).run(source)
     return run, judge(pipeline.proof, run.after.model, passes, run.reports, max_drop)
 
 
@@ -207,7 +207,8 @@ def validate(
     use_custom_operators([str(library) for library in custom_ops])
     source = as_model(reference)
     judged = contract if contract is not None else FloatExact(rtol=1e-4, atol=1e-5)
-    with Proof.opened(source, as_data(data, source), scored=False) as proof:
+    feeds, known = as_data(data, source)
+    with Proof.opened(source, feeds, scored=False, known=known) as proof:
         return proof.compare(proof.source, as_model(candidate), judged)
 
 
@@ -232,13 +233,14 @@ def as_model(model: AnyModel) -> Model:
     return from_proto(model) if isinstance(model, onnx.ModelProto) else load(model)
 
 
-def as_data(data: AnyData | None, model: Model) -> Data:
-    """Return any form of data as feeds for ``model``."""
+def as_data(data: AnyData | None, model: Model) -> tuple[Data, Sequence[Feeds | None]]:
+    """Return any form of data as feeds for ``model``, and what is known already of what it gives on them."""
     if data is None:
-        return generate(provable(model))
+        drawn = draw_inputs(provable(model))
+        return drawn.data, drawn.outputs
     if isinstance(data, str | PathLike):
-        return load_data(data, model)
-    return from_arrays(data, model) if isinstance(data, Mapping) else data
+        return load_data(data, model), ()
+    return from_arrays(data, model) if isinstance(data, Mapping) else data, ()
 
 
 def with_target(report: Report, target: str, size: int | None) -> Report:

@@ -42,6 +42,7 @@ class Pipeline:
         fixed_point: Whether to repeat the sequence until nothing changes.
         progress: Called for each step with its text, how many are done, and of how many.
         default_session: Whether to hold each pass to its contract in a default session of ONNX Runtime as well.
+        thorough: Whether to prove exact passes on all generated inputs, see ``Trial``.
         max_opset: The opset beyond which no pass may raise the model.
     """
 
@@ -52,6 +53,7 @@ class Pipeline:
     fixed_point: bool = False
     progress: Progress = silent
     default_session: bool = False
+    thorough: bool = False
     max_opset: int | None = None
 
     def run(self, model: Model) -> Run:
@@ -103,7 +105,15 @@ class Pipeline:
         """Run one pass and time it; return how its sites were treated, too."""
         start = time.perf_counter()
         trial = Trial(
-            each, subject, original, self.data, self.proof, begin, self.default_session, max_opset=self.max_opset
+            each,
+            subject,
+            original,
+            self.data,
+            self.proof,
+            begin,
+            self.default_session,
+            self.thorough,
+            self.max_opset,
         )
         outcome = trial.run()
         report = PassReport(

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_graphsurgeon as gs
+import pytest
 
 import graphopt
 from graphopt import BitExact, GraphView, Pass, PassResult, SitePass, option
@@ -97,3 +98,46 @@ def test_an_untouched_copy_serves_the_next_pass_and_a_touched_one_does_not() -> 
         "",
     ]
     assert result.model.graph.node[0].attribute[0].f == 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bake(SitePass):
+    """Write the length 2 into every Reshape: right for the first draw of inputs, which has two samples."""
+
+    name = "bake"
+    contract = BitExact()
+
+    def sites(self, view: GraphView) -> Iterator[gs.Node]:
+        """Yield every Reshape to (-1, 2, 2)."""
+        yield from [node for node in view.nodes("Reshape") if view.array(node.inputs[1])[0] == -1]
+
+    def rewrite(self, view: GraphView, node: gs.Node) -> str:
+        """Write (2, 2, 2) for two of them, and what leaves the shape alone for a third."""
+        first = 0 if node.name == "sound" else 2
+        view.edit.set_values(node, 1, np.array([first, 2, 2], np.int64))
+        return "fixed"
+
+
+@pytest.mark.parametrize("behind", [(), ("quantize-weights",)], ids=["alone", "with a pass that fails"])
+def test_a_site_that_is_wrong_for_other_sizes_alone_is_found_and_left_out(behind: tuple[str, ...]) -> None:
+    text = """g (float[N,4] x) => (float[N,2,2] y, float[N,2,2] z) {
+        a = Reshape(x, p) b = Relu(x) [sound] z = Reshape(b, q) y = Neg(a) }"""
+    target = np.array([-1, 2, 2], np.int64)
+    result = graphopt.optimize(model(text, p=target, q=target), [Bake(), *behind], keep_going=True)
+    baked = result.report.passes[0]
+    assert [rewritten.site for rewritten in baked.result.rewritten] == ["z"]
+    assert [skipped.site for skipped in baked.result.skipped] == ["a"]
+    assert baked.check is not None
+    assert baked.check.samples == 3
+    assert result.report.check is not None
+    assert result.report.check.holds
+    assert result.ok is not bool(behind)
+
+
+def test_exact_passes_are_held_to_the_first_draw_and_the_whole_to_all() -> None:
+    text = "g (float[N,4] x) => (float[N,4] y) { a = Identity(x) y = Relu(a) }"
+    result = graphopt.optimize(model(text), ["eliminate-noops"])
+    (noops,) = result.report.passes
+    assert noops.check is not None
+    assert result.report.check is not None
+    assert (noops.check.samples, result.report.check.samples) == (2, 3)

@@ -116,8 +116,10 @@ def cast(values: ArrayLike, dtype: Any, name: str) -> NDArray[Any]:
     wide = np.asarray(values)
     with np.errstate(over="ignore"):
         narrow = wide.astype(dtype)
-    if wide.dtype.kind == "f" and (np.isfinite(wide) & ~np.isfinite(narrow.astype(np.float64))).any():
-        raise Skip(f"{name!r} would overflow {np.dtype(dtype).name}")
+    if wide.dtype.kind == "f" and narrow.dtype.kind not in "biu":
+        lost = ~np.isfinite(narrow if narrow.dtype.kind == "f" else narrow.astype(np.float64))
+        if lost.any() and np.isfinite(wide[lost]).any():
+            raise Skip(f"{name!r} would overflow {np.dtype(dtype).name}")
     return narrow
 
 

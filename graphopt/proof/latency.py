@@ -10,9 +10,9 @@ from graphopt.errors import GraphoptError
 from graphopt.model import Model
 from graphopt.model.exporter import weight_bytes
 from graphopt.proof.profile import node_times
-from graphopt.proof.timing import least_times
+from graphopt.proof.timing import least_times, timed_feeds
 from graphopt.report.report import Latency
-from graphopt.runtime.data import Data, Feeds, one_at_a_time
+from graphopt.runtime.data import Data, Feeds
 from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session
 
@@ -53,8 +53,7 @@ def latency(
     Raises:
         GraphoptError: ONNX Runtime cannot load or run a model.
     """
-    single = one_at_a_time(data) or data
-    feeds, samples = next(single.batches(1)), next(single.counts(1))
+    feeds, samples = timed_feeds(data)
     if max(weight_bytes(before), weight_bytes(after)) > PAIRED:
         first, second = (known(model) or _alone(opener, model, feeds) for model in (before, after))
         noise = NOISE_ALONE

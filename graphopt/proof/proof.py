@@ -1,7 +1,7 @@
 """The proof of a run: the feeds, the sessions and the outputs of its models, and the judgement of one by another."""
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -19,12 +19,12 @@ from graphopt.proof.batching import first_run
 from graphopt.proof.dependence import dependent_outputs
 from graphopt.proof.outputs import Outputs, Store
 from graphopt.proof.review import Pair, review
-from graphopt.proof.timing import least_times
+from graphopt.proof.timing import least_times, timed_feeds
 from graphopt.proof.unknown import Unknown
 from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.feeds import overridden
 from graphopt.runtime.memory import give_back
-from graphopt.runtime.session import Session
+from graphopt.runtime.session import Session, is_mapped, threads_for_samples
 
 MOST_KEPT = 4
 """Outputs of so many models are kept besides those of the one that a run began with."""
@@ -54,6 +54,8 @@ class Proof:
         """Prove what is made of ``source`` on ``data``."""
         self.data, self.source = data, source
         self.unknown = Unknown.of(source)
+        self._threads = threads_for_samples(source) if data.generated else 0
+        self._mapped = is_mapped(source)  # whatever its size: kernels are to round alike
         self._store = Store()
         self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
@@ -62,7 +64,7 @@ class Proof:
         self._timed: dict[int, tuple[Model, float]] = {}
 
     @classmethod
-    def opened(cls, source: Model, data: Data, *, scored: bool = True) -> "Proof":
+    def opened(cls, source: Model, data: Data, *, scored: bool = True, known: Sequence[Feeds | None] = ()) -> "Proof":
         """Return a proof of what is made of a model that has been seen to run.
 
         Its data come in batches of a size that fits into memory, and its source declares the ranks of its outputs.
@@ -71,6 +73,7 @@ class Proof:
             source: The model.
             data: What to run on.
             scored: Whether labels, if there are any, are to be scored.
+            known: What the model gives on each of the feeds where that was computed already, optimizations off.
 
         Raises:
             ModelError: ONNX Runtime refuses the model or its inputs, so that nothing can be proved.
@@ -80,6 +83,7 @@ class Proof:
         kept: Outputs | None = None
         try:
             if isinstance(data, ListData):  # few feeds: what they give is wanted later on as well
+                proof._take(known)
                 kept = proof.outputs(source)
                 outputs = next(kept.read())
             else:
@@ -146,7 +150,7 @@ class Proof:
         return self._other_values
 
     def session(
-        self, model: Model, *, optimize: bool = False, threads: int = 0, profile: Path | None = None
+        self, model: Model, *, optimize: bool = False, threads: int | None = None, profile: Path | None = None
     ) -> Session:
         """Open a model; of one with operators that ONNX Runtime does not know, the part that does without them.
 
@@ -159,7 +163,8 @@ class Proof:
         if usual and id(model) in self._usual:
             return self._usual[id(model)][1]
         known = model if self.unknown is None else self.unknown.runnable(to_proto(model))
-        session = Session(known, optimize=optimize, threads=threads, profile=profile)
+        chosen = self._threads if threads is None else threads
+        session = Session(known, optimize=optimize, threads=chosen, profile=profile, mapped=self._mapped)
         if usual and weight_bytes(model) <= KEPT_OPEN:
             others = [key for key in self._usual if key != id(self.source)]
             if others:
@@ -186,7 +191,7 @@ class Proof:
         self._kept[key] = found
         self._kept.move_to_end(key)
         session: Session | None = None
-        threads = 1 if optimize and self.data.generated else 0  # few samples: the session that is timed, too
+        threads = 1 if optimize and self.data.generated else None  # few samples: the session that is timed, too
         try:
             for index, (feeds, count) in enumerate(zip(self.feeds(limit), self.counts(limit), strict=True)):
                 if index < len(found):
@@ -194,19 +199,28 @@ class Proof:
                 session = session or self.session(model, optimize=optimize, threads=threads)
                 given = {name: value for name, value in feeds.items() if name not in hidden}
                 found.append(_real(session.run(given), feeds, count, self.data.at_once))
+            if session is not None and self.timed and threads == 1 and id(model) not in self._usual:
+                self._timed[id(model)] = model, least_times([session], timed_feeds(self.data)[0], warm=True)[0]
         except GraphoptError:
             self._kept.pop(key).forget()
             raise
         finally:
             if session is not None:
-                if self.timed and threads == 1 and id(model) not in self._usual:
-                    self._timed[id(model)] = model, least_times([session], next(self.data.batches(1)))[0]
                 del session
                 give_back()
         others = [each for each in self._kept if each[0] != id(self.source)]
         for each in others[:-MOST_KEPT]:
             self._kept.pop(each).forget()
         return found
+
+    def _take(self, known: Sequence[Feeds | None]) -> None:
+        """Keep what the source gives on the first feeds, up to the first of which that is not known."""
+        found = Outputs(self.source, self._store)
+        for outputs in known:
+            if outputs is None:
+                break
+            found.append(outputs)
+        self._kept[id(self.source), False, frozenset()] = found
 
     def least_ms(self, model: Model) -> float | None:
         """Return the time of one run in a default session on one thread if it was measured while that was open."""

@@ -7,7 +7,7 @@ import onnx
 
 from graphopt.model import Model, from_proto, to_proto
 from graphopt.proof.discrete import bodies, captured
-from graphopt.runtime.session import knows_custom_operators
+from graphopt.runtime.session import custom_operators
 
 _DOMAINS = ("", "ai.onnx")
 _RUNTIMES_OWN = ("ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training", "com.microsoft", "com.ms.internal.nhwc")
@@ -32,7 +32,7 @@ class Unknown:
     @classmethod
     def of(cls, model: Model) -> "Unknown | None":
         """Return what ONNX Runtime cannot run of a model; None if it knows every operator."""
-        if knows_custom_operators():
+        if custom_operators():
             return None
         known: set[tuple[str, str]] = set()
         strangers: dict[str, None] = {}

@@ -12,7 +12,7 @@ from graphopt.runtime.data import Feeds, ListData
 from graphopt.runtime.drawer import Drawer
 from graphopt.runtime.overrides import overridden
 from graphopt.runtime.plans import Plan, first_plans, fixed_plans, further_plans, telling_plans
-from graphopt.runtime.probe import Probe, Seen
+from graphopt.runtime.probe import Answer, Probe, Seen
 
 FIXED_DRAWS = 3
 _TELLING, _SOUND = 3, 4
@@ -21,7 +21,20 @@ MOST_CLASSES = 6
 """Of so many classes of axes each is set apart by itself, where setting all of them apart does not run."""
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """Generated inputs, and what the model gives on each of them, optimizations off; None where that was not kept."""
+
+    data: ListData
+    outputs: tuple[Feeds | None, ...]
+
+
 def generate(model: Model, seed: int = 0) -> ListData:
+    """Return the data that ``draw_inputs`` finds."""
+    return draw_inputs(model, seed).data
+
+
+def draw_inputs(model: Model, seed: int = 0) -> Drawn:
     """Draw feeds for two sizes of the dynamic axes, or three draws where nothing is dynamic.
 
     Floats are standard normal; images and sound differ from sample to sample in brightness, contrast and coarse
@@ -44,7 +57,7 @@ def generate(model: Model, seed: int = 0) -> ListData:
 
     Returns:
         The feeds, the first of them of at least two samples where the model takes a batch; which outputs said nothing
-        (``silent``); and which names of dimensions were seen to bind nothing (``unbound``).
+        (``silent``); which names of dimensions were seen to bind nothing (``unbound``); and what the model gives.
 
     Raises:
         GraphoptError: ONNX Runtime cannot load the model.
@@ -53,17 +66,18 @@ def generate(model: Model, seed: int = 0) -> ListData:
     with Probe(model) as probe:
         search = _Search(Drawer(model), probe, np.random.default_rng(seed))
         search.find(model)
-    silent = tuple(name for name, score in _scores(search.seen).items() if score < _TELLING)
-    return ListData(search.feeds, generated=True, silent=silent, unbound=search.unbound)
+        outputs = tuple(map(probe.values, search.answers))
+    silent = tuple(name for name, score in _scores(search.answers).items() if score < _TELLING)
+    return Drawn(ListData(search.feeds, generated=True, silent=silent, unbound=search.unbound), outputs)
 
 
-def _scores(runs: list[list[Seen]]) -> dict[str, int]:
+def _scores(runs: list[Answer]) -> dict[str, int]:
     """Return what each output says: 0 nothing finite, 1 a constant, 2 the same for all samples, 3 more, 4 without NaN.
 
     Float outputs count; where there is none, the others. Outputs that are always empty are left out.
     """
     named: dict[str, list[Seen]] = {}
-    for each in (each for run in runs for each in run if each.kind):
+    for each in (each for run in runs for each in run.outputs if each.kind):
         named.setdefault(each.name, []).append(each)
     floats = {name: each for name, each in named.items() if each[0].kind == "float"}
     return {name: _score(each) for name, each in (floats or named).items()}
@@ -84,12 +98,12 @@ class _Draws:
 
     plan: Plan
     feeds: list[Feeds]
-    seen: list[list[Seen]]
+    answers: list[Answer]
 
     @property
     def score(self) -> tuple[int, int]:
         """How much they say: of the outputs that say least, then in all."""
-        scores = _scores(self.seen).values()
+        scores = _scores(self.answers).values()
         return min(scores, default=_SOUND), sum(scores)
 
 
@@ -98,7 +112,7 @@ class _Search:
 
     Attributes:
         feeds: What has been found.
-        seen: What the model made of each.
+        answers: What the model made of each.
         unbound: Names of dimensions whose axes need not be equally long.
     """
 
@@ -107,7 +121,7 @@ class _Search:
         self._widen = 32 if drawer.has_images else 0
         self._refusal = ""
         self.feeds: list[Feeds] = []
-        self.seen: list[list[Seen]] = []
+        self.answers: list[Answer] = []
         self.unbound: frozenset[str] = frozenset()
 
     def find(self, model: Model) -> None:
@@ -129,15 +143,15 @@ class _Search:
             feeds = overridden(model, self.feeds[0], self._rng, floats_only)
             if feeds is self.feeds[0]:
                 break
-            if (seen := self._run(feeds)) is not None:
-                self._keep(_Draws(first.plan, [feeds], [seen]))
+            if (answer := self._run(feeds)) is not None:
+                self._keep(_Draws(first.plan, [feeds], [answer]))
                 break
 
     def _keep(self, draws: _Draws | None) -> None:
         """Take draws into the result."""
         if draws is not None:
             self.feeds += draws.feeds
-            self.seen += draws.seen
+            self.answers += draws.answers
 
     def _first(self) -> _Draws | None:
         """Return draws that run, by the first plan that does, or by one of a few others if they say more."""
@@ -159,10 +173,10 @@ class _Search:
     def _several(self, plan: Plan) -> _Draws | None:
         """Draw samples of one size by a plan, twice if one run does not hold several; None if it does not run."""
         draws = self._try(plan)
-        if draws is None or not self._drawer.order or any(each.moved is not None for each in draws.seen[0]):
+        if draws is None or not self._drawer.order or any(each.moved is not None for each in draws.answers[0].outputs):
             return draws
         again = self._try(plan)
-        return draws if again is None else _Draws(plan, draws.feeds + again.feeds, draws.seen + again.seen)
+        return draws if again is None else _Draws(plan, draws.feeds + again.feeds, draws.answers + again.answers)
 
     def _other_sizes(self, plan: Plan) -> _Draws | None:
         """Return a draw of other sizes than a plan's, axes of one class apart as far as the model runs with that."""
@@ -207,10 +221,10 @@ class _Search:
         except DataError as error:
             self._refusal = self._refusal or str(error)
             return None
-        seen = self._run(feeds)
-        return None if seen is None else _Draws(plan, [feeds], [seen])
+        answer = self._run(feeds)
+        return None if answer is None else _Draws(plan, [feeds], [answer])
 
-    def _run(self, feeds: Feeds) -> list[Seen] | None:
+    def _run(self, feeds: Feeds) -> Answer | None:
         """Run on feeds; None if they are refused."""
         try:
             return self._probe.run(feeds)

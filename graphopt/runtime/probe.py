@@ -13,14 +13,14 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 from graphopt.errors import GraphoptError
 from graphopt.model import Model, save
 from graphopt.model.exporter import weight_bytes
 from graphopt.runtime.data import Feeds
 from graphopt.runtime.probe_worker import read_message, write_message
-from graphopt.runtime.session import IN_MEMORY, one_line, threads_for_samples
+from graphopt.runtime.session import custom_operators, is_mapped, one_line, threads_for_samples
 
 LOAD_SECONDS = 600
 RUN_SECONDS = 120
@@ -61,6 +61,19 @@ class Seen:
         return any(abs(a - b) > close for a, b in zip(self.mark[2:], other.mark[2:], strict=True))
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What one run showed.
+
+    Attributes:
+        number: Of the run.
+        outputs: What each output showed.
+    """
+
+    number: int
+    outputs: tuple[Seen, ...]
+
+
 class Probe:
     """A model in a process that may crash; a context manager.
 
@@ -78,13 +91,18 @@ class Probe:
             raise GraphoptError("onnxruntime is not installed")
         self._folder = tempfile.TemporaryDirectory(prefix="graphopt-", ignore_cleanup_errors=True)
         self._process: subprocess.Popen[bytes] | None = None
-        self._faults = self._timeouts = 0
+        self._faults = self._timeouts = self._runs = 0
         try:
-            path, size = Path(self._folder.name, "model.onnx"), weight_bytes(model)
-            save(model, path, "always" if size > IN_MEMORY else "auto", durable=False)
-            most = max(_LEAST_MEMORY, 2 * size, _physical_memory())
-            threads = threads_for_samples(model)
-            self._order = {"path": sys.path, "model": str(path), "threads": threads, "bytes": most}
+            path = Path(self._folder.name, "model.onnx")
+            save(model, path, "always" if is_mapped(model) else "auto", durable=False)
+            self._order = {
+                "path": sys.path,
+                "model": str(path),
+                "mapped": is_mapped(model),
+                "threads": threads_for_samples(model),
+                "libraries": custom_operators(),
+                "bytes": max(_LEAST_MEMORY, 2 * weight_bytes(model), _physical_memory()),
+            }
             self._start()
         except BaseException:
             self.close()
@@ -96,8 +114,8 @@ class Probe:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def run(self, feeds: Feeds) -> list[Seen]:
-        """Run once.
+    def run(self, feeds: Feeds) -> Answer:
+        """Run once, as a ``Session`` without optimizations does on as many threads as few samples are worth.
 
         Raises:
             GraphoptError: ONNX Runtime cannot run the model on these inputs, crashes, takes over ``RUN_SECONDS``, or
@@ -107,10 +125,21 @@ class Probe:
             if self._faults >= MOST_FAULTS or self._timeouts >= MOST_TIMEOUTS:
                 raise GraphoptError("ONNX Runtime crashes again and again")
             self._start()
-        answer = self._ask(feeds, RUN_SECONDS, "on these inputs")
+        self._runs += 1
+        answer = json.loads(self._ask((self._runs, feeds), RUN_SECONDS, "on these inputs"))
         if "error" in answer:
             raise GraphoptError(f"ONNX Runtime cannot run the model: {one_line(RuntimeError(answer['error']))}")
-        return [Seen(**each) for each in answer["outputs"]]
+        return Answer(self._runs, tuple(Seen(**each) for each in answer["outputs"]))
+
+    def values(self, answer: Answer) -> Feeds | None:
+        """Return all outputs of a run; None where they are not kept: they are too large, or the process has crashed."""
+        if self._process is None:
+            return None
+        try:
+            told = self._ask((answer.number, None), RUN_SECONDS, "as it gives its outputs")
+        except GraphoptError:
+            return None
+        return cast("Feeds | None", pickle.loads(told))
 
     def close(self) -> None:
         """End the process and remove its file."""
@@ -131,11 +160,11 @@ class Probe:
             )
         except OSError as error:
             raise GraphoptError(f"cannot start a process to try inputs in: {error.strerror or error}") from error
-        answer = self._ask(self._order, LOAD_SECONDS, "while it loads the model")
+        answer = json.loads(self._ask(self._order, LOAD_SECONDS, "while it loads the model"))
         if "error" in answer:
             raise GraphoptError(f"ONNX Runtime cannot load the model: {one_line(RuntimeError(answer['error']))}")
 
-    def _ask(self, message: Any, seconds: float, when: str) -> dict[str, Any]:
+    def _ask(self, message: Any, seconds: float, when: str) -> bytes:
         """Send a message and wait for the answer.
 
         Raises:
@@ -161,8 +190,7 @@ class Probe:
         finally:
             timer.cancel()
         if answer is not None:
-            found: dict[str, Any] = json.loads(answer)
-            return found
+            return answer
         status = self._end()
         if late.is_set():
             self._timeouts += 1

@@ -32,9 +32,14 @@ def use_custom_operators(libraries: Sequence[str]) -> None:
     _libraries[:] = libraries
 
 
-def knows_custom_operators() -> bool:
-    """Whether sessions know operators of libraries, so that it cannot be said beforehand what they know."""
-    return bool(_libraries)
+def custom_operators() -> list[str]:
+    """Return the libraries whose operators sessions know, so that it cannot be said beforehand what they know."""
+    return list(_libraries)
+
+
+def is_mapped(model: Model) -> bool:
+    """Whether the weights of a model go to sessions through a file, which ONNX Runtime maps."""
+    return weight_bytes(model) > IN_MEMORY
 
 
 class Session:
@@ -54,6 +59,7 @@ class Session:
         threads: int = 0,
         extra_outputs: Sequence[str] = (),
         profile: Path | None = None,
+        mapped: bool | None = None,
     ) -> None:
         """Load a model.
 
@@ -64,6 +70,8 @@ class Session:
             threads: Threads per operator; 0 leaves the choice to ONNX Runtime.
             extra_outputs: Names of tensors of the main graph to give out too.
             profile: Where to write the times of nodes, see ``end_profiling``; None measures none.
+            mapped: Whether the weights of a loaded model go through a file, so that kernels do not repack them without
+                optimizations, and may round in another way; ``is_mapped`` if None.
 
         Raises:
             GraphoptError: ONNX Runtime cannot load the model.
@@ -73,7 +81,7 @@ class Session:
             self._session = self._open(model, None)
         elif isinstance(model, onnx.ModelProto):
             self._session = self._open(serialized(model, extra_outputs), None)
-        elif isinstance(model, Model) and weight_bytes(model) <= IN_MEMORY:
+        elif isinstance(model, Model) and not (is_mapped(model) if mapped is None else mapped):
             self._session = self._open(serialized(to_proto(model), extra_outputs), None)
         elif isinstance(model, Model):
             with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:

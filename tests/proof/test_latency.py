@@ -7,7 +7,10 @@ import pytest
 
 from graphopt.model import Model, from_proto
 from graphopt.proof import latency as latencies
+from graphopt.proof import timing
 from graphopt.proof.latency import SITES, _sites, latency
+from graphopt.proof.timing import timed_feeds
+from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import from_arrays, generate
 from graphopt.runtime.session import Session
 from graphopt.testing import draw, model
@@ -38,6 +41,31 @@ def test_one_sample_is_run_where_the_batch_is_free_on_one_thread(batch: str, sam
     assert seen == [{"optimize": True, "threads": 1}] * 2
     assert found.noise == pytest.approx(0.05 + 0.003 / found.before)
     assert found.after > 0
+
+
+def test_of_ready_feeds_those_with_the_fewest_samples_are_run() -> None:
+    feeds = [{"x": draw(n, 6)} for n in (4, 2, 3)]
+    for generated, samples, index in ((True, 2, 1), (False, 1, 0)):
+        chosen, count = timed_feeds(ListData(feeds, generated))
+        assert chosen is feeds[index]
+        assert count == samples
+
+
+@pytest.mark.parametrize(("warm", "runs"), [(True, 3), (False, 4)])
+def test_the_first_run_does_not_count_unless_it_was_made_already(
+    warm: bool, runs: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Counted(Session):
+        runs = 0
+
+        def run(self, feeds: Any) -> dict[str, Any]:
+            self.runs += 1
+            return super().run(feeds)
+
+    monkeypatch.setattr(timing, "ROUNDS", 3)
+    session = Counted(linear(), optimize=True, threads=1)
+    assert 0 < timing.least_times([session], {"x": draw(2, 6)}, warm=warm)[0] < float("inf")
+    assert session.runs == runs
 
 
 @pytest.mark.parametrize(("bytes_more", "alone"), [(0, False), (-1, True)])

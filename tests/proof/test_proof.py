@@ -14,9 +14,10 @@ from graphopt.proof import outputs as keeping
 from graphopt.proof import proof as proofs
 from graphopt.proof.outputs import Outputs, Store
 from graphopt.proof.proof import MOST_KEPT, Proof, compare_models
+from graphopt.runtime import session as sessions
 from graphopt.runtime.data import ListData
-from graphopt.runtime.feeds import from_arrays, generate
-from graphopt.runtime.session import Session
+from graphopt.runtime.feeds import draw_inputs, from_arrays, generate
+from graphopt.runtime.session import Session, threads_for_samples
 from graphopt.testing import draw, model
 
 W = draw(6, 4)
@@ -62,6 +63,51 @@ def test_outputs_are_computed_once_and_further_batches_when_they_are_asked_for()
         assert hidden is not first
         assert hidden is not other
         assert proof.opened_sessions == 4
+
+
+def test_what_is_known_of_the_source_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[Model] = []
+    real = Proof.session
+
+    def counted(proof: Proof, model: Model, **options: Any) -> Session:
+        opened.append(model)
+        return real(proof, model, **options)
+
+    monkeypatch.setattr(Proof, "session", counted)
+    source = linear()
+    drawn = draw_inputs(source)
+    plain = Session(source, threads=threads_for_samples(source))
+    assert [each and each["y"].tobytes() for each in drawn.outputs] == [
+        plain.run(feeds)["y"].tobytes() for feeds in drawn.data.batches()
+    ]
+    for known, count in ((drawn.outputs, 0), ((drawn.outputs[0], None), 1), ((None, drawn.outputs[1]), 1), ((), 1)):
+        opened.clear()
+        with Proof.opened(source, drawn.data, known=known) as proof:
+            assert len(opened) == count
+            assert proof.compare(proof.source, linear(), BitExact()).holds
+            assert not proof.compare(proof.source, linear(W + 1), TIGHT).holds
+            assert len(opened) == count + 2
+
+
+@pytest.mark.parametrize(("limit", "mapped"), [(6 * 4 * 4, False), (6 * 4 * 4 - 1, True)])
+def test_weights_go_the_way_of_the_sources_whatever_their_size(
+    limit: int, mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    class Spy(Session):
+        def __init__(self, model: Any, **options: Any) -> None:
+            seen.append(options["mapped"])
+            super().__init__(model, **options)
+
+    monkeypatch.setattr(sessions, "IN_MEMORY", limit)
+    monkeypatch.setattr(proofs, "Session", Spy)
+    source = linear()
+    small, large = linear(W[:, :1]), linear(np.repeat(W, 2, axis=1))
+    with Proof(source, from_arrays({"x": X}, source)) as proof:
+        for each in (source, small, large):
+            proof.outputs(each)
+    assert seen == [mapped] * 3
 
 
 def test_a_limit_within_a_batch_runs_the_whole_batch() -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from graphopt.errors import GraphoptError
 from graphopt.model import from_proto, load
-from graphopt.runtime import probe
+from graphopt.runtime import probe, session
 from graphopt.runtime.probe import Probe
 from graphopt.testing import draw, model
 
@@ -25,9 +25,9 @@ def test_what_a_run_shows() -> None:
     text += "{ y = Relu(x) z = Div(y, y) n = Constant<value_ints = [0]>() k = Constant<value_ints = [1]>() "
     text += "e = Slice(x, n, n, k) }"
     with Probe(from_proto(model(text))) as subject:
-        first = subject.run({"x": np.array([[1, 2, 3], [1, 2, 3]], F4)})
-        second = subject.run({"x": np.array([[1, 2, 3], [1, 2, 4]], F4)})
-        third = subject.run({"x": np.zeros((1, 3), F4)})
+        first = subject.run({"x": np.array([[1, 2, 3], [1, 2, 3]], F4)}).outputs
+        second = subject.run({"x": np.array([[1, 2, 3], [1, 2, 4]], F4)}).outputs
+        third = subject.run({"x": np.zeros((1, 3), F4)}).outputs
     assert [each.kind for each in first] == ["float", "float", ""]
     assert [(each.finite, each.varies, each.moved) for each in first[:2]] == [(True, True, False), (True, False, False)]
     assert [(each.finite, each.varies, each.moved) for each in second[:2]] == [(True, True, True), (True, False, False)]
@@ -51,10 +51,10 @@ def test_refusals_are_one_line() -> None:
 
 
 def test_weights_in_a_file_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(probe, "IN_MEMORY", 0)
+    monkeypatch.setattr(session, "IN_MEMORY", 0)
     onnx.save(model("g (float[N,64] x) => (float[N,64] y) { y = MatMul(x, w) }", w=draw(64, 64)), tmp_path / "m.onnx")
     with Probe(load(tmp_path / "m.onnx")) as subject:
-        assert subject.run({"x": np.ones((2, 64), F4)})[0].varies
+        assert subject.run({"x": np.ones((2, 64), F4)}).outputs[0].varies
 
 
 ENDLESS = """
@@ -101,3 +101,46 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
             return
         time.sleep(0.05)
     pytest.fail(f"the process {child} is still there")
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_the_outputs_of_earlier_runs_are_those_of_a_session_to_the_bit(
+    mapped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "IN_MEMORY", 0 if mapped else 1 << 26)
+    subject = from_proto(model(SUM, s=np.array(["a", "b"], object)))
+    here = session.Session(subject, threads=session.threads_for_samples(subject))
+    feeds = [{"x": draw(n, 3, seed=n)} for n in (4, 2, 3)]
+    with Probe(subject) as there:
+        answers = [there.run(each) for each in feeds]
+        with pytest.raises(GraphoptError, match="cannot run the model"):
+            there.run({"x": np.ones((4, 4), F4)})
+        for each, answer in reversed(list(zip(feeds, answers, strict=True))):
+            values, wanted = there.values(answer), here.run(each)
+            assert values is not None
+            assert list(values) == ["y", "names"]
+            assert values["y"].tobytes() == wanted["y"].tobytes()
+            assert list(values["names"]) == ["a", "b"]
+
+
+def test_outputs_that_are_large_together_are_those_of_the_latest_runs() -> None:
+    text = "g (int64[1] s) => (float[N] y) { y = ConstantOfShape<value = float[1] {2}>(s) }"
+    with Probe(from_proto(model(text))) as subject:
+        sizes = (1 << 22, 1 << 23, 1 << 24, 1 << 22)  # of 64 MB: a quarter, half, all, a quarter
+        answers = [subject.run({"s": np.array([size])}) for size in sizes]
+        kept = [subject.values(each) for each in answers]
+        assert [each is not None and each["y"].size for each in kept] == [False, False, False, 1 << 22]
+        assert subject.values(subject.run({"s": np.array([1 << 24])})) is not None
+        assert subject.values(subject.run({"s": np.array([(1 << 24) + 1])})) is None
+
+
+def test_nothing_is_known_of_runs_before_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(probe, "RUN_SECONDS", 0.2)
+    with Probe(from_proto(model(ENDLESS.replace("9223372036854775807", "3")))) as subject:
+        first = subject.run({"x": np.ones((), F4)})
+        assert subject._process is not None
+        subject._process.kill()
+        assert subject.values(first) is None
+        second = subject.run({"x": np.ones((), F4)})
+        assert subject.values(first) is None
+        assert subject.values(second) is not None

@@ -14,6 +14,8 @@ from graphopt.graph.constants import cast
 from graphopt.graph.view import GraphView
 from graphopt.result import Skip
 
+_BLOCK = 1 << 15
+
 _INVISIBLE = float(np.finfo(np.float32).tiny)
 _FRACTION_BITS = {"float64": 52, "float32": 23, "float16": 10, "bfloat16": 7}
 
@@ -111,12 +113,18 @@ def carry(values: Array, kind: "np.dtype[Any]", name: str) -> NDArray[Any]:
     peak = _peak(values)
     if not np.isfinite(peak):
         raise Skip(f"{name!r} would overflow")
-    narrow = cast(values + 0.0, kind, name)  # + 0.0 makes a negative zero positive
-    loss = narrow.astype(np.float64)
-    loss -= values
-    if _peak(loss) > max(peak * 2.0 ** -_FRACTION_BITS.get(kind.name, 7), _INVISIBLE):
+    narrow = cast(values, kind, name)
+    narrow += narrow.dtype.type(0)  # makes a negative zero positive
+    if _loss(values, narrow) > max(peak * 2.0 ** -_FRACTION_BITS.get(kind.name, 7), _INVISIBLE):
         raise Skip(f"{name!r} would underflow {kind.name}")
     return narrow
+
+
+def _loss(values: Array, narrow: NDArray[Any]) -> float:
+    """Return the largest magnitude of what a cast took away, block by block as long as that stays in the cache."""
+    wide, cut = values.reshape(-1), narrow.reshape(-1)
+    blocks = (slice(start, start + _BLOCK) for start in range(0, wide.size, _BLOCK))
+    return max((_peak(wide[block] - cut[block].astype(np.float64)) for block in blocks), default=0.0)
 
 
 def _peak(values: Array) -> float:
