@@ -3,7 +3,9 @@
 import numpy as np
 import onnx
 import pytest
+from onnxruntime_extensions import get_library_path
 
+from graphopt import optimize
 from graphopt.model import Model, from_proto, to_proto
 from graphopt.proof.unknown import Unknown, provable
 from graphopt.runtime.session import Session, use_custom_operators
@@ -212,3 +214,21 @@ def test_with_libraries_of_operators_nothing_is_said_beforehand() -> None:
 
 def test_a_model_without_plugins_is_any_model() -> None:
     assert Unknown.of(from_proto(model("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }"))) is None
+
+
+def test_a_library_of_operators_serves_the_whole_run() -> None:
+    """Inputs are tried, models proved and timed with it."""
+    text = "g (float[N,8] x) => (float[N,8] y) { a = Identity(x) b, c = ai.onnx.contrib.NegPos(a) d = MatMul(c, w) "
+    proto = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["" : 17, "ai.onnx.contrib" : 1]> {text} y = Add(b, d) }}'
+    )
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(draw(8, 8), "w"))
+    try:
+        result = optimize(proto, ["eliminate-noops"], custom_ops=[get_library_path()])
+    finally:
+        use_custom_operators([])
+    assert result.ok
+    assert result.report.check is not None
+    assert result.report.check.holds
+    assert result.report.latency is not None
+    assert [each for each in result.report.notes if "does not know" in each] == []
