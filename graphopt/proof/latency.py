@@ -10,7 +10,7 @@ from graphopt.errors import GraphoptError
 from graphopt.model import Model
 from graphopt.model.exporter import weight_bytes
 from graphopt.proof.profile import node_times
-from graphopt.proof.timing import least_times, timed_feeds
+from graphopt.proof.timing import SECONDS, SECONDS_CLEAR, least_times, timed_feeds
 from graphopt.report.report import Latency
 from graphopt.runtime.data import Data, Feeds
 from graphopt.runtime.memory import give_back
@@ -55,8 +55,12 @@ def latency(
     """
     feeds, samples = timed_feeds(data)
     if max(weight_bytes(before), weight_bytes(after)) > PAIRED:
-        first, second = (known(model) or _alone(opener, model, feeds) for model in (before, after))
+        first, second = (known(model) or _alone(opener, model, feeds, SECONDS_CLEAR) for model in (before, after))
         noise = NOISE_ALONE
+        if Latency(first, second, samples, noise).slower:  # or something else ran beside it
+            first, second = (
+                min(least, _alone(opener, model, feeds, SECONDS)) for least, model in ((first, before), (second, after))
+            )
     else:
         first, second = least_times([opener(model, optimize=True, threads=1) for model in (before, after)], feeds)
         noise = NOISE
@@ -72,9 +76,9 @@ def latency(
         return found
 
 
-def _alone(opener: Opener, model: Model, feeds: Feeds) -> float:
+def _alone(opener: Opener, model: Model, feeds: Feeds, seconds: float) -> float:
     """Return the least time of one run of a model whose session is released at once, in ms."""
-    least = least_times([opener(model, optimize=True, threads=1)], feeds)[0]
+    least = least_times([opener(model, optimize=True, threads=1)], feeds, seconds=seconds)[0]
     give_back()
     return least
 

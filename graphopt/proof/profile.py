@@ -6,7 +6,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 
-from graphopt.model import Model, to_proto
+from graphopt.model import Model
 from graphopt.runtime.data import Feeds
 from graphopt.runtime.session import Session
 
@@ -19,11 +19,11 @@ def node_times(model: Model, feeds: Feeds) -> dict[tuple[str, str], float]:
     Raises:
         GraphoptError: ONNX Runtime cannot load or run the model.
     """
-    proto = to_proto(model)
-    for node in proto.graph.node:
-        node.name = next((name for name in node.output if name), "")
+    named = model.copy()
+    for node in named.graph.nodes:
+        node.name = next((str(each.name) for each in node.outputs if each.name), "")
     with tempfile.TemporaryDirectory(prefix="graphopt-") as folder:
-        session = Session(proto, optimize=True, threads=1, profile=Path(folder, "run"))
+        session = Session(named, optimize=True, threads=1, profile=Path(folder, "run"))
         for _ in range(RUNS):
             session.run(feeds)
         events = json.loads(session.end_profiling().read_text())

@@ -22,13 +22,16 @@ def timed_feeds(data: Data) -> tuple[Feeds, int]:
     return min(zip(chosen.batches(some), chosen.counts(some), strict=True), key=lambda each: each[1])
 
 
-def least_times(sessions: list[Session], feeds: Feeds, *, warm: bool = False) -> list[float]:
+def least_times(
+    sessions: list[Session], feeds: Feeds, *, warm: bool = False, seconds: float = SECONDS_CLEAR
+) -> list[float]:
     """Return the least time of one run of each session, in ms; they run in turn.
 
     Args:
         sessions: What to time.
         feeds: What to run on.
         warm: Whether they have run already; else the first run of each does not count.
+        seconds: How long to go on if the last one is clearly no slower than the first, for each session.
     """
     least = [float("inf")] * len(sessions)
     for session in () if warm else sessions:
@@ -37,7 +40,7 @@ def least_times(sessions: list[Session], feeds: Feeds, *, warm: bool = False) ->
     for done in range(ROUNDS):
         spent = time.perf_counter() - begin
         clear = least[-1] <= least[0] * (1 + CLEAR)
-        if done >= 2 and spent > (SECONDS_CLEAR if clear else SECONDS) * len(sessions):
+        if done >= 2 and spent > (seconds if clear else SECONDS) * len(sessions):
             break
         for index, session in enumerate(sessions):
             start = time.thread_time()
