@@ -108,6 +108,61 @@ def test_what_is_certain_is_so(left: Any, right: Any, sizes: dict[str, int]) -> 
 
 
 N, H = ex.name("N"), ex.name("H")
+
+
+def grown(start: ex.Entry, step: Any, steps: int = 200) -> list[ex.Entry]:
+    found = [start]
+    for _ in range(steps):
+        found.append(step(found[-1]))
+    return found
+
+
+STEPS: dict[str, Any] = {
+    "square": lambda a: ex.multiply(a, a),
+    "square of a sum": lambda a: ex.multiply(ex.add(a, H), ex.add(a, N)),
+    "larger of halves": lambda a: ex.maximum(ex.divide(a, 2) or 0, ex.subtract(a, H)),
+    "popped": lambda a: ex.maximum(0, ex.subtract(ex.minimum(a, 1 << 40), ex.minimum(a, 1))),
+    "rest of itself": lambda a: ex.modulo(ex.multiply(a, 3), ex.add(a, 1)),
+    "sum with the last": lambda a: ex.add(ex.multiply(a, 2), ex.minimum(a, H)),
+}
+
+
+@pytest.mark.parametrize("kind", STEPS)
+@pytest.mark.parametrize("start", [N, ex.add(N, 3), ex.multiply(N, 7), 3], ids=str)
+def test_no_chain_lets_an_expression_grow(kind: str, start: ex.Entry) -> None:
+    first, again = grown(start, STEPS[kind]), grown(start, STEPS[kind])
+    assert first == again
+    assert max(len(str(entry)) for entry in first) < ex.MOST_TERMS * ex.MOST_FACTORS * (ex.LONGEST + 20)
+    assert all(not isinstance(entry, int) or -(1 << 63) <= entry < 1 << 63 for entry in first)
+    if len(set(first)) > 1:  # steps on other operands stay other names
+        assert grown(ex.name("M"), STEPS[kind])[-1] != first[-1]
+
+
+def test_what_is_within_bounds_stays_a_polynomial() -> None:
+    names = [ex.name(letter) for letter in "abcdefgh"]
+    sums = [ex.add(a, b) for a, b in zip(names[::2], names[1::2], strict=True)]
+    whole = ex.product(sums)
+    assert isinstance(whole, ex.Expression)
+    assert len(whole.terms) == 16
+    assert ex.quotient(ex.multiply(whole, N), N) == whole
+    assert ex.product([N] * ex.MOST_FACTORS) != ex.name("~mul[N,N]")
+    assert str(ex.product([N] * ex.MOST_FACTORS)) == "*".join(["N"] * ex.MOST_FACTORS)
+    assert str(ex.multiply(ex.product([N] * ex.MOST_FACTORS), N)).startswith("~mul[")
+    assert ex.add((1 << 63) - 1, 0) == (1 << 63) - 1
+    assert isinstance(ex.add((1 << 63) - 1, 1), ex.Expression)
+    assert isinstance(ex.multiply(1 << 62, -2), int)
+    assert isinstance(ex.multiply(1 << 62, 2), ex.Expression)
+
+
+def test_what_nobody_named_is_still_seen_in_a_digest() -> None:
+    long = [ex.name("x" * ex.LONGEST), ex.name("?" + "x" * ex.LONGEST)]
+    shortened = [ex.divide(each, H) for each in long]
+    assert [ex.is_fresh(each) for each in shortened if each is not None] == [False, True]
+    assert [each.at_ones() for each in shortened if isinstance(each, ex.Expression)] == [None, None]
+    assert all(len(str(each)) < ex.LONGEST for each in shortened)
+    assert ex.divide(long[0], H) == shortened[0] != ex.divide(long[0], N)
+
+
 TARGETS: dict[str, tuple[list[Any], Any, list[int] | None]] = {
     "copies": ([N, 12], (N, 3, 4), [0, 12]),
     "derives": ([ex.multiply(N, 3), 4], (N, 3, 4), [-1, 4]),

@@ -1,10 +1,17 @@
 """Integers that are only known as expressions: polynomials in the names of dimensions, exact and canonical."""
 
+import hashlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
 Monomial = tuple[str, ...]
+
+MOST_TERMS, MOST_FACTORS, LONGEST = 64, 16, 160
+"""The terms of a polynomial, the names in one of them, and the characters of an operation that is spelled out.
+
+Without bounds they double with each step of a chain: a file of a few kilobytes would take gigabytes.
+"""
 
 
 @dataclass(frozen=True)
@@ -12,8 +19,9 @@ class Expression:
     """A polynomial with integer coefficients in named dimensions; never a plain integer (see ``normal``).
 
     Two expressions are equal only if they are the same polynomial. A name stands for a value that is at least zero,
-    unless it starts with ``~``. What a polynomial cannot say (a division with remainder, a maximum) becomes a name of
-    its own that spells the operation out, so that equal operations on equal operands are still equal.
+    unless it starts with ``~``. What a polynomial cannot say (a division with remainder, a maximum, one that is too
+    large) becomes a name of its own that spells the operation out, or holds a digest of that where it is long, so that
+    equal operations on equal operands are still equal.
     """
 
     terms: frozenset[tuple[Monomial, int]]
@@ -45,24 +53,20 @@ def is_fresh(a: Entry) -> bool:
 
 def add(a: Entry, b: Entry) -> Entry:
     """Return a + b."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a + b
     sums = dict(_terms(a))
     for monomial, factor in _terms(b):
         sums[monomial] = sums.get(monomial, 0) + factor
-    return _normal(sums)
+    return _normal(sums) if _is_small(sums) else spelled("add", *sorted((a, b), key=str))
 
 
 def multiply(a: Entry, b: Entry) -> Entry:
     """Return a * b."""
-    if isinstance(a, int) and isinstance(b, int):
-        return a * b
     products: dict[Monomial, int] = {}
     for left, x in _terms(a):
         for right, y in _terms(b):
             monomial = tuple(sorted(left + right))
             products[monomial] = products.get(monomial, 0) + x * y
-    return _normal(products)
+    return _normal(products) if _is_small(products) else spelled("mul", *sorted((a, b), key=str))
 
 
 def subtract(a: Entry, b: Entry) -> Entry:
@@ -77,7 +81,7 @@ def divide(a: Entry, b: Entry) -> Entry | None:
     if isinstance(a, int) and isinstance(b, int):
         return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
     exact = quotient(a, b)
-    return exact if exact is not None else _opaque("div", a, b, nonnegative(a) and nonnegative(b))
+    return exact if exact is not None else spelled("div", a, b, sign=nonnegative(a) and nonnegative(b))
 
 
 def quotient(a: Entry, b: Entry) -> Entry | None:
@@ -109,7 +113,7 @@ def modulo(a: Entry, b: Entry) -> Entry | None:
         return None
     if isinstance(a, int) and isinstance(b, int):
         return a % b
-    return 0 if quotient(a, b) is not None else _opaque("mod", a, b, nonnegative(a) and nonnegative(b))
+    return 0 if quotient(a, b) is not None else spelled("mod", a, b, sign=nonnegative(a) and nonnegative(b))
 
 
 def maximum(a: Entry, b: Entry) -> Entry:
@@ -119,7 +123,7 @@ def maximum(a: Entry, b: Entry) -> Entry:
     if nonnegative(subtract(b, a)):
         return b
     first, second = sorted((a, b), key=str)
-    return _opaque("max", first, second, nonnegative(a) or nonnegative(b))
+    return spelled("max", first, second, sign=nonnegative(a) or nonnegative(b))
 
 
 def minimum(a: Entry, b: Entry) -> Entry:
@@ -129,7 +133,7 @@ def minimum(a: Entry, b: Entry) -> Entry:
     if nonnegative(subtract(b, a)):
         return a
     first, second = sorted((a, b), key=str)
-    return _opaque("min", first, second, nonnegative(a) and nonnegative(b))
+    return spelled("min", first, second, sign=nonnegative(a) and nonnegative(b))
 
 
 def nonnegative(a: Entry) -> bool:
@@ -185,6 +189,17 @@ def _normal(terms: dict[Monomial, int]) -> Entry:
     return Expression(frozenset(kept.items()))
 
 
-def _opaque(operation: str, a: Entry, b: Entry, sign: bool) -> Expression:
+def _is_small(terms: dict[Monomial, int]) -> bool:
+    """Whether a polynomial stays one; not if a factor leaves int64, where a runtime's arithmetic wraps around."""
+    return len(terms) <= MOST_TERMS and all(
+        len(monomial) <= MOST_FACTORS and -(1 << 63) <= factor < 1 << 63 for monomial, factor in terms.items()
+    )
+
+
+def spelled(operation: str, *operands: Entry, sign: bool = False) -> Expression:
     """Return the name that spells an operation out; ``sign`` says that its value is at least zero."""
-    return name(f"{'' if sign else '~'}{operation}[{a},{b}]")
+    text = ",".join(map(str, operands))
+    if len(text) > LONGEST:
+        digest = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        text = f"{'?' if any(map(is_fresh, operands)) else ''}#{digest}"
+    return name(f"{'' if sign else '~'}{operation}[{text}]")

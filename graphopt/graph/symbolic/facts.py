@@ -151,7 +151,7 @@ class Facts:
         if entry is None or (isinstance(entry, int) and entry < 0):
             self._count += 1
             return ex.name(f"?{self._count}")
-        return entry if ex.nonnegative(entry) else ex.name(f"extent[{entry}]")
+        return entry if ex.nonnegative(entry) else ex.spelled("extent", entry, sign=True)
 
     # -- the sweep -----------------------------------------------------------------------------------------------------
 
