@@ -1,7 +1,6 @@
 """Keep one of nodes that compute the same and of initializers that hold the same."""
 
 import hashlib
-import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 
@@ -154,19 +153,10 @@ def _merge_initializers(view: GraphView) -> tuple[list[Rewritten], list[Skipped]
                 continue
             view.edit.replace_uses(constant, kept)
             rewritten.append(Rewritten(constant.name, f"is {kept.name!r}"))
-            if home is not graph and _is_named_again(view, kept):
-                kept.name = view.edit.fresh_name(kept.name)
+            # Sibling bodies may name theirs alike, until one moves outwards.
+            if home is not graph and view.edit.names.bearers(kept) > 1:
+                view.edit.names.rename(kept)
     return rewritten, skipped
-
-
-def _is_named_again(view: GraphView, constant: gs.Constant) -> bool:
-    """Whether another tensor has a constant's name: sibling bodies may name theirs alike, until one moves outwards."""
-    for graph in view.graphs():
-        outputs = (out for node in graph.nodes for out in node.outputs)
-        for tensor in itertools.chain(graph.inputs, graph.initializers, outputs):
-            if tensor.name == constant.name and tensor is not constant:
-                return True
-    return False
 
 
 def _initializers(view: GraphView, root: gs.Graph) -> Iterator[tuple[gs.Graph, gs.Constant]]:

@@ -29,7 +29,7 @@ class Edit:
         self._model = model
         self._removed: dict[int, gs.Node] = {}
         self._home: dict[int, gs.Graph] = {}
-        self._names = Names(model)
+        self.names = Names(model)
         self._stale: dict[int, gs.Node] = {}
         self._unread: list[gs.Tensor] = []
         self._copies: dict[int, tuple[gs.Constant, list[tuple[gs.Graph, gs.Constant]]]] = {}
@@ -65,7 +65,7 @@ class Edit:
 
     def fresh_name(self, stem: str) -> str:
         """Return ``stem``, or the first ``stem_N``, that no tensor or node of the model uses; it is then taken."""
-        return self._names.fresh(stem)
+        return self.names.fresh(stem)
 
     def constant(self, stem: str, values: NDArray[Any]) -> gs.Constant:
         """Return a new initializer; it will belong to the innermost graph that all its readers can see."""
@@ -282,6 +282,7 @@ class Edit:
         if stale := [node for node in self._stale.values() if not self.is_removed(node)]:
             refresh_shapes(self._model, stale)
         self._removed, self._stale = {}, {}
+        self.names.recount()
         self._index()
 
     # -- inner ---------------------------------------------------------------------------------------------------------

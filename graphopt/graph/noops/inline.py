@@ -8,6 +8,7 @@ import onnx_graphsurgeon as gs
 from graphopt.graph.noops.place import Place
 from graphopt.graph.symbolic.attributes import integers
 from graphopt.model.model import subgraphs
+from graphopt.model.names import declared
 from graphopt.model.order import bodies
 
 
@@ -119,32 +120,23 @@ def _scalar(place: Place, value: np.generic, formal: gs.Tensor) -> gs.Constant:
 
 
 def _move_out(place: Place, body: gs.Graph) -> list[gs.Node]:
-    """Move the nodes of a body to the graph that its node lives in, under names that nothing else has; return them."""
-    used = _names_elsewhere(place, body)
-    edit = place.view.edit
-    tensors = [out for inner in body.nodes for out in inner.outputs] + list(getattr(body, "initializers", []))
-    for thing in [*tensors, *body.nodes]:
-        if thing.name and thing.name in used:
-            thing.name = edit.fresh_name(thing.name)
-    return edit.move_out(place.node, body)
+    """Move the nodes of a body to the graph that its node lives in, under names that nothing else has; return them.
 
-
-def _names_elsewhere(place: Place, body: gs.Graph) -> set[str]:
-    """Return the names of all that stays outside of ``body``: not in the node's other bodies, which go."""
-    waiting, gone = [other for other in bodies(place.node) if other is not body], {id(body)}
+    The node's other bodies go, and their names with them.
+    """
+    edit, names = place.view.edit, place.view.edit.names
+    gone, waiting = [place.node], [other for other in bodies(place.node) if other is not body]
     while waiting:
         graph = waiting.pop()
-        gone.add(id(graph))
+        gone += declared(graph)
         waiting += subgraphs(graph)
-    used: set[str] = set()
-    for graph in place.view.graphs():
-        if id(graph) in gone:
-            continue
-        used |= {tensor.name for tensor in [*graph.inputs, *graph.outputs, *getattr(graph, "initializers", [])]}
-        for node in graph.nodes:
-            if node is not place.node:
-                used |= {node.name, *(tensor.name for tensor in node.outputs)}
-    return used | {out.name for out in place.node.outputs}
+    names.drop({id(thing): thing for thing in gone}.values())
+    names.drop({id(tensor): tensor for tensor in body.inputs}.values())
+    own = [out for inner in body.nodes for out in inner.outputs] + list(body.initializers) + list(body.nodes)
+    for thing in own:
+        if thing.name and names.bearers(thing) > 1:
+            names.rename(thing)
+    return edit.move_out(place.node, body)
 
 
 def given_out_below(body: gs.Graph) -> set[int]:
@@ -177,6 +169,7 @@ def _give_out(place: Place, moved: Sequence[gs.Node], pairs: Sequence[tuple[gs.T
             out.dtype, out.shape = source.dtype, source.shape
         view.edit.set_output(before, index, out)
         view.edit.replace_uses(source, out)
+        view.edit.names.drop([source])
         renamed[id(source)] = out
 
 
