@@ -1,6 +1,9 @@
 """What all tests share: where the real models and their data lie."""
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -11,3 +14,19 @@ ROOT = Path(__file__).parent.parent
 def models() -> Path:
     """The folder of trained networks."""
     return ROOT / "models"
+
+
+@pytest.fixture(scope="session")
+def benchmark() -> Callable[[str], ModuleType]:
+    """Import a benchmark, which is a script, by its name."""
+
+    def load(name: str) -> ModuleType:
+        path = ROOT / "benchmarks" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

@@ -3,7 +3,7 @@
 ``python benchmarks/round_trips.py fuzz --count 20000`` runs the same on more models.
 """
 
-import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,19 +16,8 @@ from graphopt.model import from_proto, load, save
 COUNT = 600
 
 
-def benchmark(name: str) -> ModuleType:
-    """Import a benchmark, which is a script."""
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
-def round_trips() -> ModuleType:
+def round_trips(benchmark: Callable[[str], ModuleType]) -> ModuleType:
     """The benchmark that has the mutations."""
     return benchmark("round_trips")
 
@@ -55,7 +44,7 @@ def test_the_same_seed_gives_the_same_bytes(round_trips: ModuleType) -> None:
     assert round_trips.mutate(data, 7) == round_trips.mutate(data, 7) != round_trips.mutate(data, 8)
 
 
-def test_a_chain_of_the_benchmark_is_a_model(tmp_path: Path) -> None:
+def test_a_chain_of_the_benchmark_is_a_model(benchmark: Callable[[str], ModuleType], tmp_path: Path) -> None:
     costs = benchmark("model_io")
     costs.write_chain(tmp_path / "chain.onnx", 10)
     onnx.checker.check_model(tmp_path / "chain.onnx", full_check=True)

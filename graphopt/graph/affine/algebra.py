@@ -14,6 +14,9 @@ from graphopt.result import Skip
 
 Array = NDArray[np.float64]
 
+FARTHEST = 24
+"""A layer that takes a map is looked for among so many operators one behind the other."""
+
 _PLAIN = (int, float, str, list, gs.Tensor, gs.Graph)
 _EPSILON = float(np.float32(1e-5))
 

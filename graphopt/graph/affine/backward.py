@@ -4,7 +4,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.affine import outputs
-from graphopt.graph.affine.algebra import Affine, arithmetic, number, require_plain
+from graphopt.graph.affine.algebra import FARTHEST, Affine, arithmetic, number, require_plain
 from graphopt.graph.affine.change import Change, remove
 from graphopt.graph.affine.extent import dimension, rank, require_rank
 from graphopt.graph.affine.layout import through_layout
@@ -14,8 +14,6 @@ from graphopt.graph.evaluate import evaluate
 from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
-_FARTHEST = 64
-
 
 def into_producers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[Change]:
     """Agree on changes after which ``tensor`` holds ``affine`` of what it held; its one reader must be going away.
@@ -24,7 +22,7 @@ def into_producers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[C
         Skip: A tensor on the way has other readers, or what computes it cannot take the map.
     """
     changes: list[Change] = []
-    for _ in range(_FARTHEST):
+    for _ in range(FARTHEST):
         node = _own_producer(view, tensor)
         if is_op(node, *outputs.TAKES) and not _is_product(view, node):
             return [*changes, outputs.TAKES[node.op](view, node, affine)]
@@ -42,7 +40,7 @@ def into_producers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[C
         border, affine = _through(view, node, affine)
         changes += border
         tensor = node.inputs[0]
-    raise Skip(f"no layer among the {_FARTHEST} operators before it")
+    raise Skip(f"no layer among the {FARTHEST} operators before it")
 
 
 def _own_producer(view: GraphView, tensor: gs.Tensor) -> gs.Node:

@@ -4,7 +4,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt.graph.affine import inputs
-from graphopt.graph.affine.algebra import Affine, Array, arithmetic, number, require_plain
+from graphopt.graph.affine.algebra import FARTHEST, Affine, Array, arithmetic, number, require_plain
 from graphopt.graph.affine.change import Change, remove
 from graphopt.graph.affine.extent import dimension, require_rank
 from graphopt.graph.affine.layout import through_layout
@@ -14,6 +14,7 @@ from graphopt.graph.view import GraphView, is_op
 from graphopt.result import Skip
 
 _MOST = 256
+"""Operators that may have to change."""
 
 
 def into_readers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[Change]:
@@ -24,9 +25,11 @@ def into_readers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[Cha
     """
     changes: list[Change] = []
     reached: set[int] = set()
-    waiting = [(tensor, affine)]
+    waiting = [(tensor, affine, 0)]
     while waiting:
-        source, own = waiting.pop()
+        source, own, distance = waiting.pop()
+        if distance > FARTHEST:
+            raise Skip(f"no layer among the {FARTHEST} operators behind it")
         for node in _readers(view, source):
             if id(node) in reached:
                 raise Skip(f"{node.op} {node.outputs[0].name!r} would get it by two ways")
@@ -36,7 +39,7 @@ def into_readers(view: GraphView, tensor: gs.Tensor, affine: Affine) -> list[Cha
             made, moved = _into(view, node, source, own)
             changes += made
             if moved is not None:
-                waiting.append((node.outputs[0], moved))
+                waiting.append((node.outputs[0], moved, distance + 1))
     return changes
 
 
