@@ -209,6 +209,13 @@ def test_long_chains_are_given_up() -> None:
     text = (
         f"g (float[N,4,4] x) => (float[N,4,4] y) {{ c0 = BatchNormalization(x, g, b, m, v) {steps} y = Conv(c700, w) }}"
     )
+    assert_skips(FoldBatchNorm(), model(text, w=draw(4, 4, 1), **draw_batchnorm(4)), "among the 24 operators behind it")
+
+
+def test_many_readers_are_given_up() -> None:
+    layers = " ".join(f"c{i} = Conv(a, w)" for i in range(257))
+    outputs = ", ".join(f"float[N,4,4] c{i}" for i in range(257))
+    text = f"g (float[N,4,4] x) => ({outputs}) {{ a = BatchNormalization(x, g, b, m, v) {layers} }}"
     assert_skips(FoldBatchNorm(), model(text, w=draw(4, 4, 1), **draw_batchnorm(4)), "more than 256 operators")
 
 
