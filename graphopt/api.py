@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from graphopt.base import Pass
 from graphopt.contract import Contract, FloatExact
 from graphopt.errors import GraphoptError
+from graphopt.judged import judged_run
 from graphopt.model import Model, from_proto, load, save, to_proto
 from graphopt.model.dimensions import without_names
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
-from graphopt.pipeline import Pipeline, Run
+from graphopt.pipeline import Pipeline
 from graphopt.progress import Progress, silent
 from graphopt.proof.latency import latency as measure_latency
 from graphopt.proof.proof import Proof
@@ -29,7 +30,7 @@ from graphopt.report.circumstances import collect, describe_data
 from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import Data, Feeds, draw_inputs, from_arrays, load_data
 from graphopt.runtime.session import use_custom_operators
-from graphopt.verdict import Verdict, failed, judge, not_smaller, remedy
+from graphopt.verdict import failed, not_smaller, remedy
 
 DEFAULT_PASSES = ("fold-batchnorm", "prune-channels", "quantize-weights")
 
@@ -115,7 +116,7 @@ def optimize(
             proof.timed = latency
             source, feeds = proof.source, proof.data
         pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress, max_opset=max_opset)
-        run, verdict = _judged_run(pipeline, source, max_drop)
+        run, verdict = judged_run(pipeline, source, max_drop)
         timing, notes = _timed(proof, run.after.model, progress) if latency else (None, ())
     optimized = run.after.model
     before, after = measure(source, run.before.known_facts), measure(optimized, run.after.known_facts)
@@ -147,19 +148,6 @@ def optimize(
         ),
     )
     return Result(optimized, report)
-
-
-def _judged_run(pipeline: Pipeline, source: Model, max_drop: float) -> tuple[Run, Verdict]:
-    """Run the passes and judge the whole; where that fails, run again with each pass judged as the whole is."""
-    run, passes = pipeline.run(source), pipeline.passes
-    if pipeline.proof is None:
-        return run, Verdict()
-    pipeline.progress("checking the whole", len(passes), len(passes))
-    verdict = judge(pipeline.proof, run.after.model, passes, run.reports, max_drop)
-    if verdict.plain_session and (verdict.default_session or failed(passes, run.reports)):
-        return run, verdict
-    run = replace(pipeline, thorough=True, default_session=not verdict.default_session).run(source)
-    return run, judge(pipeline.proof, run.after.model, passes, run.reports, max_drop)
 
 
 def _timed(proof: Proof | None, optimized: Model, progress: Progress) -> tuple[Latency | None, tuple[str, ...]]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import gc
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -44,6 +45,7 @@ class Pipeline:
         default_session: Whether to hold each pass to its contract in a default session of ONNX Runtime as well.
         thorough: Whether to prove exact passes on all generated inputs, see ``Trial``.
         max_opset: The opset beyond which no pass may raise the model.
+        least_db: What passes that promise a ratio must reach at least, see ``Trial``.
     """
 
     passes: Sequence[Pass]
@@ -55,6 +57,7 @@ class Pipeline:
     default_session: bool = False
     thorough: bool = False
     max_opset: int | None = None
+    least_db: float = -math.inf
 
     def run(self, model: Model) -> Run:
         """Run the passes over ``model``, which itself is not changed.
@@ -114,6 +117,7 @@ class Pipeline:
             self.default_session,
             self.thorough,
             self.max_opset,
+            self.least_db,
         )
         outcome = trial.run()
         report = PassReport(

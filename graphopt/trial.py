@@ -70,6 +70,7 @@ class Trial:
         thorough: Whether to prove an exact pass on all generated inputs; else on the first, as the whole run is proved
             on all.
         max_opset: The opset beyond which the pass may not raise the model.
+        least_db: What a pass that promises a ratio must reach at least, whatever it promises.
         memory: What the pass keeps from one replay to the next.
     """
 
@@ -82,6 +83,7 @@ class Trial:
     default_session: bool = False
     thorough: bool = True
     max_opset: int | None = None
+    least_db: float = -math.inf
     memory: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -150,6 +152,8 @@ class Trial:
     def _contract(self, optimize: bool) -> Any:
         assert self.proof is not None
         contract = on_inputs(self.each.contract, self.proof.data.generated)
+        if isinstance(contract, Lossy) and contract.min_sqnr_db > -math.inf:
+            contract = Lossy(max(contract.min_sqnr_db, self.least_db))
         return in_default_session(contract) if optimize else contract
 
     def _judged(self, outcome: Outcome, optimize: bool, limit: int = CHECK_SAMPLES) -> Outcome:

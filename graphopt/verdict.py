@@ -28,6 +28,7 @@ class Verdict:
         notes: What a reader should know besides.
         plain_session: Whether the result keeps its promises in a session without optimizations.
         default_session: Whether it does in a session with default options.
+        dropped: Whether top-1 fell by more than it may.
     """
 
     check: Check | None = None
@@ -36,6 +37,7 @@ class Verdict:
     notes: tuple[str, ...] = ()
     plain_session: bool = True
     default_session: bool = True
+    dropped: bool = False
 
 
 def judge(
@@ -77,11 +79,11 @@ def judge(
     if proof.unknown is not None:
         notes.append(proof.unknown.note())
     notes += _what_data_say(proof, check, [each for each, _ in kept])
-    accuracy = None
+    accuracy, drop = None, list[str]()
     if proof.data.labels is not None:
         accuracy = (top1(proof.source, proof.data, proof.session), top1(optimized, proof.data, proof.session))
-        failures += _drop(accuracy, max_drop, any(each.compresses for each, _ in kept))
-    return Verdict(check, accuracy, tuple(failures), tuple(notes), plain.holds)
+        drop = _drop(accuracy, max_drop, any(each.compresses for each, _ in kept))
+    return Verdict(check, accuracy, (*failures, *drop), tuple(notes), plain.holds, dropped=bool(drop))
 
 
 def _what_data_say(proof: Proof, check: Check, kept: Sequence[Pass]) -> list[str]:

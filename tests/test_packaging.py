@@ -18,7 +18,7 @@ LAYERS = [
     {"base", "registry"},
     {"report"},
     {"proof"},
-    {"bisect", "demote", "subject", "trial", "pipeline", "verdict"},
+    {"bisect", "demote", "subject", "trial", "pipeline", "verdict", "judged"},
     {"distill", "transfer"},
     {"recipe", "presets", "api", "testing"},
     {"cli", "__main__"},

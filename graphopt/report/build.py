@@ -58,6 +58,7 @@ def _verdict(report: "Report") -> Iterator[Line]:
         yield Line(f"Done; not proved for {outputs}: there the data cannot tell a good model from a constant.", "warn")
     else:
         yield Line("Done and verified.", "good")
+    yield from _worse(report)
     yield from _slower(report)
     for each in report.passes:
         if each.demoted:
@@ -71,6 +72,19 @@ def _cost(each: "PassReport") -> str:
     spent = [demoted.nbytes for demoted in each.demoted]
     known = [nbytes for nbytes in spent if nbytes is not None]
     return f", for {plural(sum(known), 'byte')} more" if len(known) == len(spent) else ""
+
+
+def _worse(report: "Report") -> Iterator[Line]:
+    """Say that top-1 fell by more than a run may lose whose passes promise a ratio, where these promise none."""
+    if report.top1 is None or report.circumstances is None or report.outcome == "failed":
+        return
+    lost = 100 * (report.top1[0] - report.top1[1])
+    if lost > float(report.circumstances.options.get("max_drop", lost)):
+        yield Line(
+            f"Top-1 fell by {lost:.2f} points: zeroed weights and channels promise no accuracy; reconstruct and "
+            "distill win much of it back",
+            "bad",
+        )
 
 
 def _slower(report: "Report") -> Iterator[Line]:
