@@ -262,6 +262,50 @@ def test_groups_go_together(form: Form) -> None:
     close(Session(pruned).run(given)["z"], Session(zeroed).run(given)["z"])
 
 
+OPEN = [
+    (form, name)
+    for form in FORMS
+    for name in ("sizes", *dict.fromkeys(CONSTANT.findall(form.text)))
+    if not ("(x, , , c)" in form.text and name[0] == "I")  # ONNX Runtime wants to know how many sizes there are
+]
+
+
+@pytest.mark.parametrize(("form", "name"), OPEN, ids=str)
+def test_what_comes_in_from_outside_is_not_known(form: Form, name: str) -> None:
+    """Any constant may be an input instead, and the rank of ``x`` open: less goes then, or the same, never more.
+
+    What stands beside it, two products with a channel of zeros between them, is pruned all the same.
+    """
+    proto, given = network(form, PLANT, 0), feeds(form, 0)
+    beside = np.ones((INPUTS[form.front][-1], 4), dtype=np.float32)
+    beside[:, 1] = 0
+    proto.graph.node.extend(
+        [helper.make_node("MatMul", ["image", "b1"], ["b2"]), helper.make_node("MatMul", ["b2", "b3"], ["beside"])]
+    )
+    stored = [("b1", beside), ("b3", np.ones((4, 2), dtype=np.float32))]
+    proto.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in stored)
+    proto.graph.output.append(helper.make_empty_tensor_value_info("beside"))
+    proto.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    if name == "sizes":
+        start = next(place for place, node in enumerate(proto.graph.node) if node.output[:1] == ["x"])
+        proto.graph.node[start].output[0] = "known"
+        proto.graph.node.insert(start + 1, helper.make_node("Reshape", ["known", "sizes"], ["x"]))
+        proto.graph.input.append(helper.make_tensor_value_info("sizes", onnx.TensorProto.INT64, ["rank"]))
+        axes = enumerate(INPUTS[form.front])
+        given["sizes"] = np.array([8 if axis == CHANNELS[form.front] else size for axis, size in axes])
+    else:
+        tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+        proto.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+        given[name] = numpy_helper.to_array(tensor)
+        proto.graph.initializer.remove(tensor)
+    pruned, _ = run_alone(create("prune-channels", multiple=1), proto)
+    before, after = Session(proto).run(given), Session(pruned).run(given)
+    close(after["z"], before["z"])
+    close(after["beside"], before["beside"])
+    assert width(pruned) >= form.kept
+    assert {tuple(tensor.dims) for tensor in pruned.graph.initializer} >= {(INPUTS[form.front][-1], 3), (3, 2)}
+
+
 def renamed(text: str, place: int) -> str:
     """Return the nodes of a form as one of a chain: from the result of the one before it, with names of its own."""
     parts = re.split(r"(<[^>]*>)", text)
