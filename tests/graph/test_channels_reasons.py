@@ -7,6 +7,9 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 
+from graphopt.graph import GraphView
+from graphopt.graph.channels import Channels
+from graphopt.model import from_proto
 from graphopt.registry import create
 from graphopt.runtime.session import Session
 from graphopt.testing import draw, model, read_by, run_alone
@@ -216,3 +219,18 @@ def test_weights_that_a_function_is_given(
     _, result = run_alone(create("prune-channels", multiple=1), proto)
     assert not result.rewritten
     assert [(each.site, each.reason) for each in result.skipped] == expected
+
+
+@pytest.mark.parametrize(("training", "known"), [("false", [0.0, 0.25]), ("true", [0.0, None])])
+def test_what_is_known_behind_a_dropout(training: str, known: list[float | None]) -> None:
+    """Zeros stay zeros, also in training mode, which drops and scales everything else."""
+    text = """g (float[1,3,4,4] x) => (float[1,3,4,4] y) { a = Conv(x, w, b) y = Dropout<seed=1>(a, ratio, training) }"""
+    bias = np.array([0, 0.25, 1], dtype=np.float32)
+    values = {"w": weight(3, 3, 1, 1, dead=(0, 1)), "b": bias, "ratio": np.array(0.5, np.float32)}
+    proto = model(text, **values, training=np.array(training == "true"))
+    facts = Channels.analyze(GraphView(from_proto(proto))).facts
+    (out,) = facts.program[-1].outputs
+    found = facts.known_axes(out)[1].tolist()
+    assert [None if np.isnan(value) else value for value in found] == [*known, None]
+    rows = Session(proto).run({"x": draw(1, 3, 4, 4)})["y"][0].reshape(3, -1)
+    assert [row[0] if (row == row[0]).all() else None for row in rows] == [*known, None]
