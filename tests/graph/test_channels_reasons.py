@@ -224,7 +224,8 @@ def test_weights_that_a_function_is_given(
 @pytest.mark.parametrize(("training", "known"), [("false", [0.0, 0.25]), ("true", [0.0, None])])
 def test_what_is_known_behind_a_dropout(training: str, known: list[float | None]) -> None:
     """Zeros stay zeros, also in training mode, which drops and scales everything else."""
-    text = """g (float[1,3,4,4] x) => (float[1,3,4,4] y) { a = Conv(x, w, b) y = Dropout<seed=1>(a, ratio, training) }"""
+    nodes = "a = Conv(x, w, b) y = Dropout<seed=1>(a, ratio, training)"
+    text = f"g (float[1,3,4,4] x) => (float[1,3,4,4] y) {{ {nodes} }}"
     bias = np.array([0, 0.25, 1], dtype=np.float32)
     values = {"w": weight(3, 3, 1, 1, dead=(0, 1)), "b": bias, "ratio": np.array(0.5, np.float32)}
     proto = model(text, **values, training=np.array(training == "true"))

@@ -39,6 +39,7 @@ class Form:
 
     Attributes:
         kept: How many of the eight channels are left of ``PLANT``.
+        partly: Whether ``y`` is the same for all inputs in more places than the analysis knows.
         front: What makes the channels: a convolution, or a product along the last axis of rows or sequences.
         opset: The opset.
         axis: The axis of ``y`` that is read by the layer behind it.
@@ -46,6 +47,7 @@ class Form:
     """
 
     kept: int
+    partly: bool
     front: str
     opset: int
     axis: int
@@ -63,7 +65,7 @@ def forms() -> Iterator[Form]:
             head, _, text = line.partition(" | ")
             kept, front, opset, axis = head.split()
             place = CHANNELS[front] if axis == "." else int(axis)
-            yield Form(int(kept), front, int(opset), place, text.strip())
+            yield Form(int(kept.rstrip("?")), kept.endswith("?"), front, int(opset), place, text.strip())
 
 
 FORMS = list(forms())
@@ -226,6 +228,25 @@ def test_what_is_known_is_so(form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
+def test_what_is_the_same_for_all_inputs_is_known(form: Form) -> None:
+    """Forward: every index of ``y`` that holds one value on all inputs is known to, but where the form says otherwise.
+
+    Where it does, something is not known indeed.
+    """
+    proto = head(form, PLANT, 0)
+    facts = Channels.analyze(GraphView(from_proto(onnx.ModelProto.FromString(proto.SerializeToString())))).facts
+    out = next(t for node in facts.program for t in node.outputs if t.name == "y")
+    session = Session(proto)
+    results = [session.run({name: 3 * array for name, array in feeds(form, n).items()})["y"] for n in range(4)]
+    missed = 0
+    for axis, size in enumerate(shape_of(form)):
+        rows = np.moveaxis(np.stack(results), axis + 1, 0).reshape(size, -1).astype(np.float64)
+        known = facts.known_axes(out).get(axis, np.full(size, np.nan))
+        missed += int((np.isnan(known) & (np.ptp(rows, axis=1) < 1e-6)).sum()) if size > 1 else 0
+    assert (missed > 0) == form.partly
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
 def test_what_is_not_needed_has_no_effect(form: Form) -> None:
     """Backward: whatever a channel holds of which nothing is needed, the result stays the same to the bit."""
     proto = network(form, Plant((), (), (1, 6)), 0)
@@ -329,7 +350,7 @@ def chains(draw: st.DrawFn) -> tuple[Form, Plant]:
     texts = [renamed(text, place) for place, text in enumerate(texts)]
     kinds = np.array(draw(st.lists(st.integers(0, 4), min_size=8, max_size=8)))
     plant = Plant(*(tuple(np.flatnonzero(kinds == kind).tolist()) for kind in range(3)))
-    return Form(0, "conv", 17, 1, " ".join([*texts, f"y = Identity(y{len(texts) - 1})"])), plant
+    return Form(0, True, "conv", 17, 1, " ".join([*texts, f"y = Identity(y{len(texts) - 1})"])), plant
 
 
 @seed(20261201)
