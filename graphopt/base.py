@@ -103,7 +103,7 @@ class SitePass(Pass):
             if not found or not self.repeats:
                 return PassResult(tuple(rewritten), tuple(skipped))
             view.edit.settle()  # what nothing reads any more is in nobody's way
-            view.forget_shapes()
+            view.forget_shapes(facts=not self.keeps_facts)
 
     def _sweep(self, view: GraphView) -> tuple[list[Rewritten], list[Skipped]]:
         """Go over all sites once."""

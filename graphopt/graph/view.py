@@ -136,9 +136,15 @@ class GraphView:
             self.known_facts = Facts(self.model)
         return self.known_facts
 
-    def forget_shapes(self) -> None:
-        """Infer shapes anew at the next question, after edits that changed them."""
+    def forget_shapes(self, facts: bool = True) -> None:
+        """Infer shapes anew at the next question, after edits that changed them.
+
+        Args:
+            facts: Whether what ``facts`` says may have changed too, so that it is found out anew as well.
+        """
         self._shapes = None
+        if facts:
+            self.known_facts = None
 
     def variable_like(self, stem: str, tensor: gs.Tensor) -> gs.Variable:
         """Return a new tensor without producer, of the type and shape of ``tensor``."""

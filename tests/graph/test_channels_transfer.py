@@ -39,6 +39,7 @@ class Form:
 
     Attributes:
         kept: How many of the eight channels are left of ``PLANT``.
+        partly: Whether ``y`` is the same for all inputs in more places than the analysis knows.
         front: What makes the channels: a convolution, or a product along the last axis of rows or sequences.
         opset: The opset.
         axis: The axis of ``y`` that is read by the layer behind it.
@@ -46,6 +47,7 @@ class Form:
     """
 
     kept: int
+    partly: bool
     front: str
     opset: int
     axis: int
@@ -63,7 +65,7 @@ def forms() -> Iterator[Form]:
             head, _, text = line.partition(" | ")
             kept, front, opset, axis = head.split()
             place = CHANNELS[front] if axis == "." else int(axis)
-            yield Form(int(kept), front, int(opset), place, text.strip())
+            yield Form(int(kept.rstrip("?")), kept.endswith("?"), front, int(opset), place, text.strip())
 
 
 FORMS = list(forms())
@@ -226,6 +228,25 @@ def test_what_is_known_is_so(form: Form) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS, ids=str)
+def test_what_is_the_same_for_all_inputs_is_known(form: Form) -> None:
+    """Forward: every index of ``y`` that holds one value on all inputs is known to, but where the form says otherwise.
+
+    Where it does, something is not known indeed.
+    """
+    proto = head(form, PLANT, 0)
+    facts = Channels.analyze(GraphView(from_proto(onnx.ModelProto.FromString(proto.SerializeToString())))).facts
+    out = next(t for node in facts.program for t in node.outputs if t.name == "y")
+    session = Session(proto)
+    results = [session.run({name: 3 * array for name, array in feeds(form, n).items()})["y"] for n in range(4)]
+    missed = 0
+    for axis, size in enumerate(shape_of(form)):
+        rows = np.moveaxis(np.stack(results), axis + 1, 0).reshape(size, -1).astype(np.float64)
+        known = facts.known_axes(out).get(axis, np.full(size, np.nan))
+        missed += int((np.isnan(known) & (np.ptp(rows, axis=1) < 1e-6)).sum()) if size > 1 else 0
+    assert (missed > 0) == form.partly
+
+
+@pytest.mark.parametrize("form", FORMS, ids=str)
 def test_what_is_not_needed_has_no_effect(form: Form) -> None:
     """Backward: whatever a channel holds of which nothing is needed, the result stays the same to the bit."""
     proto = network(form, Plant((), (), (1, 6)), 0)
@@ -262,6 +283,50 @@ def test_groups_go_together(form: Form) -> None:
     close(Session(pruned).run(given)["z"], Session(zeroed).run(given)["z"])
 
 
+OPEN = [
+    (form, name)
+    for form in FORMS
+    for name in ("sizes", *dict.fromkeys(CONSTANT.findall(form.text)))
+    if not ("(x, , , c)" in form.text and name[0] == "I")  # ONNX Runtime wants to know how many sizes there are
+]
+
+
+@pytest.mark.parametrize(("form", "name"), OPEN, ids=str)
+def test_what_comes_in_from_outside_is_not_known(form: Form, name: str) -> None:
+    """Any constant may be an input instead, and the rank of ``x`` open: less goes then, or the same, never more.
+
+    What stands beside it, two products with a channel of zeros between them, is pruned all the same.
+    """
+    proto, given = network(form, PLANT, 0), feeds(form, 0)
+    beside = np.ones((INPUTS[form.front][-1], 4), dtype=np.float32)
+    beside[:, 1] = 0
+    proto.graph.node.extend(
+        [helper.make_node("MatMul", ["image", "b1"], ["b2"]), helper.make_node("MatMul", ["b2", "b3"], ["beside"])]
+    )
+    stored = [("b1", beside), ("b3", np.ones((4, 2), dtype=np.float32))]
+    proto.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in stored)
+    proto.graph.output.append(helper.make_empty_tensor_value_info("beside"))
+    proto.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    if name == "sizes":
+        start = next(place for place, node in enumerate(proto.graph.node) if node.output[:1] == ["x"])
+        proto.graph.node[start].output[0] = "known"
+        proto.graph.node.insert(start + 1, helper.make_node("Reshape", ["known", "sizes"], ["x"]))
+        proto.graph.input.append(helper.make_tensor_value_info("sizes", onnx.TensorProto.INT64, ["rank"]))
+        axes = enumerate(INPUTS[form.front])
+        given["sizes"] = np.array([8 if axis == CHANNELS[form.front] else size for axis, size in axes])
+    else:
+        tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
+        proto.graph.input.append(helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
+        given[name] = numpy_helper.to_array(tensor)
+        proto.graph.initializer.remove(tensor)
+    pruned, _ = run_alone(create("prune-channels", multiple=1), proto)
+    before, after = Session(proto).run(given), Session(pruned).run(given)
+    close(after["z"], before["z"])
+    close(after["beside"], before["beside"])
+    assert width(pruned) >= form.kept
+    assert {tuple(tensor.dims) for tensor in pruned.graph.initializer} >= {(INPUTS[form.front][-1], 3), (3, 2)}
+
+
 def renamed(text: str, place: int) -> str:
     """Return the nodes of a form as one of a chain: from the result of the one before it, with names of its own."""
     parts = re.split(r"(<[^>]*>)", text)
@@ -285,7 +350,7 @@ def chains(draw: st.DrawFn) -> tuple[Form, Plant]:
     texts = [renamed(text, place) for place, text in enumerate(texts)]
     kinds = np.array(draw(st.lists(st.integers(0, 4), min_size=8, max_size=8)))
     plant = Plant(*(tuple(np.flatnonzero(kinds == kind).tolist()) for kind in range(3)))
-    return Form(0, "conv", 17, 1, " ".join([*texts, f"y = Identity(y{len(texts) - 1})"])), plant
+    return Form(0, True, "conv", 17, 1, " ".join([*texts, f"y = Identity(y{len(texts) - 1})"])), plant
 
 
 @seed(20261201)

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphopt.graph import GraphView
 from graphopt.graph.edit import Edit
 from graphopt.graph.symbolic import Facts
 from graphopt.graph.symbolic import expression as ex
@@ -311,3 +312,20 @@ def test_a_refresh_finds_what_a_fresh_sweep_finds() -> None:
     edit.settle()
     moved.refresh()
     assert all(node.outputs[0] in tensors and id(node) in moved for node in copy.graph.nodes)
+
+
+def test_shapes_that_a_view_forgets_are_found_out_anew() -> None:
+    """What is known symbolically says nothing of shapes any more once they are forgotten, unless it is kept."""
+    text = "g (float[N,3] x) => (float[N,M] y) { a = MatMul(x, w) b = Relu(a) y = MatMul(b, v) }"
+    view = GraphView(from_proto(model(text, w=np.ones((3, 4), np.float32), v=np.ones((4, 2), np.float32))))
+    first, second, last = view.nodes()
+    assert view.facts.shape(second.outputs[0]) is not None
+    assert view.shape(second.outputs[0])[1:] == (4,)
+    view.edit.set_values(first, 1, np.ones((3, 5)))
+    view.edit.set_values(last, 1, np.ones((5, 2)))
+    view.edit.settle()
+    kept = view.facts
+    view.forget_shapes(facts=False)
+    assert view.facts is kept
+    view.forget_shapes()
+    assert view.shape(second.outputs[0])[1:] == (5,)

@@ -89,6 +89,7 @@ def test_equal_values_hold(contract: Contract, value: object) -> None:
     result = compare(contract, (value, value), (value, value))
     assert result.holds
     assert (result.max_abs, result.max_rel, result.sqnr_db, result.problem) == (0.0, 0.0, None, "")
+    assert [each.severity for each in result.outputs] == [0.0] * len(result.outputs)
 
 
 def test_large_integers_are_not_compared_as_floats() -> None:
@@ -126,6 +127,8 @@ def test_verdict_over_batches_is_the_formula_over_all_data(
     result = compare(TIGHT, *zip(r, c, strict=True))
     assert result.holds == within_formula(TIGHT, r, c)
     (output,) = result.outputs
+    assert output.severity > 1 or result.holds
+    assert "Part(" not in repr(output)
     assert output.spread == pytest.approx(r.std(), rel=1e-9, abs=1e-12 * scale * (1 + shift))
     assert output.max_abs == np.abs(r - c).max()
     signal = ((r - r.mean()) ** 2).sum() or r.size * np.abs(r).max() ** 2

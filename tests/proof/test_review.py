@@ -1,6 +1,6 @@
 """The second look excuses what rounding does, through discrete operators or bad conditioning; it excuses no lie."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import onnx
@@ -8,12 +8,13 @@ import pytest
 
 from graphopt.contract import BitExact, FloatExact, Lossy
 from graphopt.model import Model, from_proto
-from graphopt.numerics.compare import Comparison
+from graphopt.numerics.compare import Comparer, Comparison
 from graphopt.proof.discrete import find_decisions, tainted_tensors
 from graphopt.proof.proof import compare_models
-from graphopt.proof.review import Pair
+from graphopt.proof.review import Pair, review
 from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import from_arrays
+from graphopt.runtime.session import Session
 from graphopt.testing import model
 
 TIGHT = FloatExact(rtol=1e-4, atol=1e-5)
@@ -234,6 +235,30 @@ def test_bad_conditioning_is_told_by_the_models_own_noise(opset: int, ir_version
     assert result.max_abs > 1e-4
     assert "the model's own float noise" in result.notes[0]
     assert "an element moved by" in result.notes[0]
+
+
+@pytest.mark.parametrize("contract", [Lossy(200), BitExact()], ids=str)
+def test_noise_excuses_no_other_contract(contract: Lossy | BitExact) -> None:
+    reference = from_proto(model(CANCELLING, w=W, k=LARGE))
+    exact = from_proto(model("g (float[9,6] x) => (float[9,40] y) { y = MatMul(x, w) }", w=W))
+    result = compare_models(reference, exact, from_arrays({"x": X}, reference), contract)
+    assert not result.holds
+    assert not result.notes
+
+
+def test_the_noise_is_drawn_twice_on_all_of_the_data() -> None:
+    reference = model(CANCELLING, w=W, k=LARGE)
+    exact = model("g (float[9,6] x) => (float[9,40] y) { y = MatMul(x, w) }", w=W)
+    plain = Comparer(TIGHT)
+    plain.add(Session(reference).run({"x": X}), Session(exact).run({"x": X}), 9)
+    asked = []
+
+    def batches() -> Iterator[tuple[dict[str, np.ndarray], int]]:
+        asked.append(X)
+        yield {"x": X}, 9
+
+    assert review(plain.result(), Pair(reference, exact), TIGHT, batches).holds
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize("what", ["one element", "everywhere"])

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -96,13 +97,14 @@ class Channels:
         """The site of each family: the first layer that feeds it."""
         found: dict[int, str] = {}
         ranked: dict[int, int] = {}
-        for start, (node, _) in zip(self.labels.starts, self.labels.owners, strict=True):
-            family = int(self.family[start])
+        bounds = pairwise([*self.labels.starts, self.labels.count])
+        for (start, end), (node, _) in zip(bounds, self.labels.owners, strict=True):
             use, axis = self.labels.born.get(start, (None, 0))
             rank = 0 if self.labels.is_layer(start) else 1 if use is not None and use.roles[axis] == "feeds" else 2
-            if rank < ranked.get(family, 3):
-                found[family] = self.facts.view.site(node if use is None else use.readers[axis])
-                ranked[family] = rank
+            for family in np.unique(self.family[start:end]).tolist():
+                if rank < ranked.get(family, 3):
+                    found[family] = self.facts.view.site(node if use is None else use.readers[axis])
+                    ranked[family] = rank
         return found
 
     # -- what goes -----------------------------------------------------------------------------------------------------

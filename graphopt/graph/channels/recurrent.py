@@ -44,7 +44,7 @@ class Recurrent(Transfer):
         if bias is not None:
             parts = bias.reshape(len(bias), 2 * gates, units)
             zero &= (parts[:, [place, gates + place]] == 0).all(axis=(0, 1))
-        for slot in (_STATE, _CELL) if node.op == "LSTM" else (_STATE,):
+        for slot in (_STATE, _CELL):
             if _given(node, slot):
                 start = facts.uniform(node.inputs[slot], -1)
                 zero &= np.zeros(units, dtype=bool) if start is None or len(start) != units else start == 0
