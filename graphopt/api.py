@@ -1,7 +1,7 @@
 """The Python interface: optimize and validate, as the command line does them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from numpy.typing import NDArray
 
-from graphopt.base import Pass
+from graphopt.base import Pass, narrowed
 from graphopt.contract import Contract, FloatExact
 from graphopt.errors import GraphoptError
 from graphopt.model import Model, from_proto, load, save, to_proto
@@ -75,6 +75,8 @@ def optimize(
     max_drop: float = MAX_DROP,
     custom_ops: Sequence[str | PathLike[str]] = (),
     max_opset: int | None = None,
+    only: Sequence[str] = (),
+    skip: Sequence[str] = (),
     progress: Progress = silent,
 ) -> Result:
     """Run passes over a model and prove what they did.
@@ -91,6 +93,8 @@ def optimize(
         max_drop: How many points of top-1 a run that compresses may lose, where the data have labels.
         custom_ops: Libraries with operators that ONNX Runtime does not know.
         max_opset: The opset beyond which no pass may raise the model; None sets no bound.
+        only: Patterns of the sites that passes may rewrite; not where a pass has an ``only`` of its own.
+        skip: Patterns of sites that no pass may rewrite.
         progress: Called for each step.
 
     Returns:
@@ -104,7 +108,8 @@ def optimize(
     use_custom_operators([str(library) for library in custom_ops])
     source = as_model(model)
     named = default_passes(source) if passes is None else passes
-    chosen = [create(each) if isinstance(each, str) else each for each in named]
+    every = [create(each) if isinstance(each, str) else each for each in named]
+    chosen = [stage for each in every for stage in narrowed(each, only, skip).stages()]
     feeds, known = as_data(data, source) if check or data is not None else (None, ())
     with ExitStack() as stack:
         proof = None
@@ -130,7 +135,7 @@ def optimize(
         top1=verdict.top1,
         latency=timing,
         failures=(*failed(chosen, run.reports), *larger, *verdict.failures),
-        notes=(*source.repairs, *verdict.notes, *notes),
+        notes=tuple(dict.fromkeys((*source.repairs, *_notes_of(run), *verdict.notes, *notes))),
         circumstances=collect(
             source,
             optimized,
@@ -143,10 +148,22 @@ def optimize(
                 "custom_ops": tuple(map(str, custom_ops)),
                 "max_drop": max_drop,
                 "max_opset": max_opset,
+                **({"only": tuple(only)} if only else {}),
+                **({"skip": tuple(skip)} if skip else {}),
             },
         ),
     )
     return Result(optimized, report)
+
+
+def _notes_of(run: Run) -> Iterator[str]:
+    """Yield what passes say besides; patterns that match nothing are said of the first round, when sites have gone."""
+    told: set[tuple[str, str]] = set()
+    for each in run.reports:
+        key = each.name, str(each.options)
+        if key not in told:
+            yield from each.result.notes
+        told.add(key)
 
 
 def _judged_run(pipeline: Pipeline, source: Model, max_drop: float) -> tuple[Run, Verdict]:

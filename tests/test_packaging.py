@@ -15,7 +15,7 @@ LAYERS = [
     {"model", "numerics"},
     {"graph"},
     {"runtime"},
-    {"base", "registry"},
+    {"options", "choice", "base", "registry"},
     {"report"},
     {"proof"},
     {"bisect", "demote", "subject", "trial", "pipeline", "verdict"},
