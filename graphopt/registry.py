@@ -28,6 +28,8 @@ def load(name: str) -> type[Pass]:
         OptionError: No such pass is installed, or its package cannot be imported.
     """
     points = discover()
+    if not isinstance(name, str):
+        raise OptionError(f"{name!r} is not the name of a pass")
     if name not in points:
         near = difflib.get_close_matches(name, points, 1)
         hint = f", did you mean {near[0]!r}?" if near else f" (installed: {', '.join(points)})"

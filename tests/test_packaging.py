@@ -20,7 +20,7 @@ LAYERS = [
     {"proof"},
     {"bisect", "demote", "subject", "trial", "pipeline", "verdict"},
     {"distill", "transfer"},
-    {"recipe", "presets", "api", "testing"},
+    {"recipe", "presets", "arguments", "api", "testing"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
