@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from graphopt.api import Result, optimize, validate
     from graphopt.api import save_model as save
-    from graphopt.base import Pass, SitePass, option
+    from graphopt.base import Pass, SitePass
     from graphopt.contract import BitExact, FloatExact, Lossy
     from graphopt.errors import DataError, GraphoptError, ModelError, OptionError
     from graphopt.graph.view import GraphView
     from graphopt.model import Model, load
+    from graphopt.options import option
     from graphopt.registry import create
     from graphopt.result import PassResult, Rewritten, Skip, Skipped
 
@@ -37,7 +38,7 @@ _HOMES = {
     "create": "graphopt.registry",
     "load": "graphopt.model",
     "optimize": "graphopt.api",
-    "option": "graphopt.base",
+    "option": "graphopt.options",
     "save": "graphopt.api:save_model",
     "validate": "graphopt.api",
 }

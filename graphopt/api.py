@@ -1,34 +1,31 @@
 """The Python interface: optimize and validate, as the command line does them."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
-from typing import Any
+from typing import get_args
 
 import onnx
-from numpy.typing import NDArray
 
-from graphopt.base import Pass
-from graphopt.contract import Contract, FloatExact
-from graphopt.errors import GraphoptError
+from graphopt.arguments import AnyData, AnyModel, AnyPasses, as_data, as_model, as_passes, require, texts
+from graphopt.base import narrowed
+from graphopt.contract import BitExact, Contract, FloatExact, Lossy
+from graphopt.errors import GraphoptError, OptionError
 from graphopt.judged import judged_run
-from graphopt.model import Model, from_proto, load, save, to_proto
+from graphopt.model import Model, save, to_proto
 from graphopt.model.dimensions import without_names
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
-from graphopt.pipeline import Pipeline
+from graphopt.pipeline import Pipeline, Run
 from graphopt.progress import Progress, silent
 from graphopt.proof.latency import latency as measure_latency
 from graphopt.proof.proof import Proof
-from graphopt.proof.unknown import provable
-from graphopt.registry import create
 from graphopt.report import Latency, Report, measure
 from graphopt.report.circumstances import collect, describe_data
 from graphopt.runtime.data import ListData
-from graphopt.runtime.feeds import Data, Feeds, draw_inputs, from_arrays, load_data
 from graphopt.runtime.session import use_custom_operators
 from graphopt.verdict import failed, not_smaller, remedy
 
@@ -36,9 +33,6 @@ DEFAULT_PASSES = ("fold-batchnorm", "prune-channels", "quantize-weights")
 
 MAX_DROP = 2.0
 """How many points of top-1 a run that compresses may lose unless the caller allows more."""
-
-AnyModel = Model | onnx.ModelProto | str | PathLike[str]
-AnyData = Data | Mapping[str, NDArray[Any]] | str | PathLike[str]
 
 
 @dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Result:
 
 def optimize(
     model: AnyModel,
-    passes: Sequence[Pass | str] | None = None,
+    passes: AnyPasses | None = None,
     data: AnyData | None = None,
     *,
     check: bool = True,
@@ -74,17 +68,21 @@ def optimize(
     fixed_point: bool = False,
     latency: bool = True,
     max_drop: float = MAX_DROP,
-    custom_ops: Sequence[str | PathLike[str]] = (),
+    custom_ops: Sequence[str | PathLike[str]] | str = (),
     max_opset: int | None = None,
+    only: Sequence[str] | str = (),
+    skip: Sequence[str] | str = (),
     progress: Progress = silent,
 ) -> Result:
     """Run passes over a model and prove what they did.
 
     Args:
-        model: A path, a proto or a loaded model; it is not changed.
-        passes: Passes or their names; None runs fold-batchnorm, prune-channels and quantize-weights, on a model with
-            local functions inline-functions before them.
-        data: A path that ``--data`` would take, or arrays by input name; None generates inputs from the signature.
+        model: A path, the bytes of a file, a proto or a loaded model; it is not changed.
+        passes: Passes or their names, one or several; None runs fold-batchnorm, prune-channels and quantize-weights,
+            on a model with local functions inline-functions before them.
+        data: A path that ``--data`` would take; arrays by input name, or one array for a model of one input; batches
+            of these (a list, a generator, or a callable that returns an iterator), which are read once and kept in
+            temporary files; a ``graphopt.runtime.data.Data``. None generates inputs from the signature.
         check: Whether to prove each pass and the whole run; without, nothing is run.
         keep_going: Whether to run the passes after one that failed.
         fixed_point: Whether to repeat the passes until nothing changes.
@@ -92,6 +90,8 @@ def optimize(
         max_drop: How many points of top-1 a run that compresses may lose, where the data have labels.
         custom_ops: Libraries with operators that ONNX Runtime does not know.
         max_opset: The opset beyond which no pass may raise the model; None sets no bound.
+        only: Patterns of the sites that passes may rewrite; not where a pass has an ``only`` of its own.
+        skip: Patterns of sites that no pass may rewrite.
         progress: Called for each step.
 
     Returns:
@@ -100,12 +100,20 @@ def optimize(
     Raises:
         ModelError: The model is unusable.
         DataError: The data does not fit the model.
-        OptionError: A pass is unknown.
+        OptionError: A pass is unknown, or an argument is of a kind that is not taken.
     """
-    use_custom_operators([str(library) for library in custom_ops])
+    require(max_drop, (int, float), "a number of points", "max_drop")
+    if max_opset is not None:
+        require(max_opset, int, "a whole number", "max_opset")
+    if not callable(progress):
+        raise OptionError(f"progress: {progress!r} cannot be called")
+    only, skip = texts(only, "only"), texts(skip, "skip")
+    libraries = texts(custom_ops, "custom_ops")
+    every = None if passes is None else as_passes(passes)
+    use_custom_operators(libraries)
     source = as_model(model)
-    named = default_passes(source) if passes is None else passes
-    chosen = [create(each) if isinstance(each, str) else each for each in named]
+    every = as_passes(default_passes(source)) if every is None else every
+    chosen = [stage for each in every for stage in narrowed(each, only, skip).stages()]
     feeds, known = as_data(data, source) if check or data is not None else (None, ())
     with ExitStack() as stack:
         proof = None
@@ -131,7 +139,7 @@ def optimize(
         top1=verdict.top1,
         latency=timing,
         failures=(*failed(chosen, run.reports), *larger, *verdict.failures),
-        notes=(*source.repairs, *verdict.notes, *notes),
+        notes=tuple(dict.fromkeys((*source.repairs, *_notes_of(run), *verdict.notes, *notes))),
         circumstances=collect(
             source,
             optimized,
@@ -141,13 +149,25 @@ def optimize(
                 "keep_going": keep_going,
                 "fixed_point": fixed_point,
                 "latency": latency,
-                "custom_ops": tuple(map(str, custom_ops)),
+                "custom_ops": libraries,
                 "max_drop": max_drop,
                 "max_opset": max_opset,
+                **({"only": only} if only else {}),
+                **({"skip": skip} if skip else {}),
             },
         ),
     )
     return Result(optimized, report)
+
+
+def _notes_of(run: Run) -> Iterator[str]:
+    """Yield what passes say besides; patterns that match nothing are said of the first round, when sites have gone."""
+    told: set[tuple[str, str]] = set()
+    for each in run.reports:
+        key = each.name, str(each.options)
+        if key not in told:
+            yield from each.result.notes
+        told.add(key)
 
 
 def _timed(proof: Proof | None, optimized: Model, progress: Progress) -> tuple[Latency | None, tuple[str, ...]]:
@@ -192,12 +212,14 @@ def validate(
         DataError: The data does not fit the reference.
         GraphoptError: ONNX Runtime cannot load or run a model.
     """
-    use_custom_operators([str(library) for library in custom_ops])
-    source = as_model(reference)
+    use_custom_operators(texts(custom_ops, "custom_ops"))
+    if contract is not None and not isinstance(contract, BitExact | FloatExact | Lossy):
+        raise OptionError(f"contract: {contract!r} is none; BitExact, FloatExact and Lossy are")
+    source, other = as_model(reference, "reference"), as_model(candidate, "candidate")
     judged = contract if contract is not None else FloatExact(rtol=1e-4, atol=1e-5)
     feeds, known = as_data(data, source)
     with Proof.opened(source, feeds, scored=False, known=known) as proof:
-        return proof.compare(proof.source, as_model(candidate), judged)
+        return proof.compare(proof.source, other, judged)
 
 
 def save_model(model: AnyModel, path: str | PathLike[str], external_data: ExternalPolicy = "auto") -> None:
@@ -211,24 +233,10 @@ def save_model(model: AnyModel, path: str | PathLike[str], external_data: Extern
     Raises:
         ModelError: The model is unusable, the target cannot be written, or weights of over 2 GB may not be external.
     """
+    require(path, (str, PathLike), "a path", "path")
+    if external_data not in get_args(ExternalPolicy):
+        raise OptionError(f"external_data: {external_data!r} is not one of {', '.join(get_args(ExternalPolicy))}")
     save(as_model(model), path, external_data)
-
-
-def as_model(model: AnyModel) -> Model:
-    """Return any form of a model as a loaded one."""
-    if isinstance(model, Model):
-        return model
-    return from_proto(model) if isinstance(model, onnx.ModelProto) else load(model)
-
-
-def as_data(data: AnyData | None, model: Model) -> tuple[Data, Sequence[Feeds | None]]:
-    """Return any form of data as feeds for ``model``, and what is known already of what it gives on them."""
-    if data is None:
-        drawn = draw_inputs(provable(model))
-        return drawn.data, drawn.outputs
-    if isinstance(data, str | PathLike):
-        return load_data(data, model), ()
-    return from_arrays(data, model) if isinstance(data, Mapping) else data, ()
 
 
 def with_target(report: Report, target: str, size: int | None) -> Report:

@@ -1,23 +1,22 @@
 """The base classes of passes: frozen dataclasses whose fields are their options."""
 
 import dataclasses
-import types
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Self
 
 import onnx_graphsurgeon as gs
 
+from graphopt.choice import Choice, Override
 from graphopt.contract import Contract
 from graphopt.errors import OptionError
 from graphopt.graph import GraphView
+from graphopt.graph.left_out import LeftOut
+from graphopt.options import Kind, check_option, check_patterns, common_option, is_common, options
 from graphopt.result import PassResult, Rewritten, Skip, Skipped
 
-
-def option(default: Any, help: str, *, minimum: float | None = None, maximum: float | None = None) -> Any:
-    """Declare an option of a pass: a dataclass field with its help text and, for numbers, its inclusive range."""
-    return dataclasses.field(default=default, metadata={"help": help, "minimum": minimum, "maximum": maximum})
+_OVERRIDDEN = "overridden sites"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +34,10 @@ class Pass(ABC):
     changes nothing. Behind the last step a site is left as it was.
 
     ``freezes`` says that the pass makes constants of initializers that a caller could override, on purpose.
+
+    ``only``, ``skip`` and ``override`` are options of every pass, see ``Choice``; what they leave out is in
+    ``view.vetoes``. Sites with options of their own are done by a further run of the pass. A pass that cannot do its
+    sites apart names in ``sitewise`` the options that it asks ``at`` for, site by site, and runs once.
     """
 
     name: ClassVar[str]
@@ -43,6 +46,15 @@ class Pass(ABC):
     keeps_facts: ClassVar[bool] = False
     demotions: ClassVar[tuple[str, ...]] = ()
     freezes: ClassVar[bool] = False
+    sitewise: ClassVar[tuple[str, ...]] = ()
+
+    only: tuple[str, ...] = common_option(
+        "Rewrite no other sites than those that match: a site, node or initializer, or op:Conv; * and ? stand for any "
+        "text and any letter. Repeatable."
+    )
+    skip: tuple[str, ...] = common_option("Leave out the sites that match; patterns as in --only. Repeatable.")
+    override: tuple[Override, ...] = common_option("Other values of options for some sites.")
+    part: int = dataclasses.field(default=0, repr=False, metadata={"hidden": True})
 
     @property
     def fits(self) -> bool:
@@ -55,8 +67,86 @@ class Pass(ABC):
         Raises:
             OptionError: An option has a value that its declaration does not allow.
         """
-        for field, kind in options(type(self)):
-            _check_option(f"{self.name}: --{field.name.replace('_', '-')}", field, kind, getattr(self, field.name))
+        for field, hint in options(type(self)):
+            try:
+                if not is_common(field):
+                    check_option(field, hint, self._as_tuple(field.name, Kind.of(hint).repeated))
+                elif field.name != "override":
+                    check_patterns(self._as_tuple(field.name, True, alone=True))
+                elif not self.part:
+                    object.__setattr__(self, "override", tuple(self._overrides()))
+            except OptionError as error:
+                raise OptionError(f"{self.name}: --{field.name.replace('_', '-')}: {error}") from error
+
+    def _as_tuple(self, name: str, repeated: bool, alone: bool = False) -> Any:
+        """Return what an option holds; a list, which is what files have, becomes a tuple, and so does a text alone."""
+        value = getattr(self, name)
+        if repeated and (isinstance(value, list) or (alone and isinstance(value, str))):
+            value = (value,) if isinstance(value, str) else tuple(value)
+            object.__setattr__(self, name, value)
+        return value
+
+    # -- choosing sites ------------------------------------------------------------------------------------------------
+
+    def _has_common(self, name: str) -> bool:
+        """Whether an option is the one that every pass has: a third party's pass may have its own of that name."""
+        return any(field.name == name and is_common(field) for field in dataclasses.fields(self))
+
+    def _overrides(self) -> Iterator[Override]:
+        """Yield the overrides, each tried.
+
+        Raises:
+            OptionError: One is no table, or gives an option that it cannot give.
+        """
+        given: Any = self.override
+        allowed = self.sitewise or tuple(field.name for field, _ in options(type(self)) if not is_common(field))
+        for number, each in enumerate(given if isinstance(given, list | tuple) else (given,), 1):
+            try:
+                found = Override.of(each)
+                if unknown := [key for key, _ in found.values if key not in allowed]:
+                    known = ", ".join(allowed) or "none"
+                    raise OptionError(f"{unknown[0]!r} cannot be given for sites (options: {known})")
+                check_patterns(found.sites)
+                tried = dataclasses.replace(self, override=(found,), part=1, **dict(found.values))
+            except OptionError as error:
+                raise OptionError(f"number {number}: {str(error).removeprefix(f'{self.name}: ')}") from error
+            yield Override(found.sites, tuple((key, getattr(tried, key)) for key, _ in found.values))
+
+    def stages(self) -> "tuple[Pass, ...]":
+        """Return the runs that the pass takes: one, and one more for each set of sites with options of its own."""
+        if self.sitewise or self.part or not self._has_common("override"):
+            return (self,)
+        parts = (
+            dataclasses.replace(self, part=number, **dict(each.values)) for number, each in enumerate(self.override, 1)
+        )
+        return (self, *parts)
+
+    @property
+    def choice(self) -> Choice:
+        """The sites that this run of the pass may rewrite."""
+        only = self.only if self._has_common("only") else ()
+        skip = self.skip if self._has_common("skip") else ()
+        if self.sitewise or not self._has_common("override") or not self.override:
+            return Choice(only, skip)
+        part = self.override[self.part - 1].sites if self.part else ()
+        others = tuple(pattern for each in self.override[self.part :] for pattern in each.sites)
+        return Choice(only, skip, part, others)
+
+    def at(self, view: GraphView, site: str) -> Self:
+        """Return the pass with the options of one site, for a pass with ``sitewise`` options; the last that fits."""
+        if _OVERRIDDEN not in view.memory:
+            view.memory[_OVERRIDDEN] = [set(Choice(skip=each.sites).left_out(view).reasons) for each in self.override]
+        matching = [each for each, sites in zip(self.override, view.memory[_OVERRIDDEN], strict=True) if site in sites]
+        return dataclasses.replace(self, override=(), **dict(matching[-1].values)) if matching else self
+
+    def prepare(self, view: GraphView) -> None:
+        """Leave out of ``view`` what the options say, once."""
+        if view.left_out is None:
+            found = self.choice.left_out(view)
+            view.left_out = found
+            view.vetoes = {**view.vetoes, **found.reasons}
+
+    # -- running -------------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def run(self, view: GraphView) -> PassResult:
@@ -68,10 +158,12 @@ class Pass(ABC):
 
     def apply(self, view: GraphView) -> PassResult:
         """Run the pass and settle its edits, so that the graph is sorted and free of removed nodes."""
+        self.prepare(view)
         result = self.run(view)
         if result.rewritten or view.edit.is_unsettled:
             view.edit.settle()
-        return result
+        notes = (view.left_out or LeftOut()).notes(self.name, result)
+        return dataclasses.replace(result, notes=(*result.notes, *notes)) if notes else result
 
 
 class SitePass(Pass):
@@ -124,35 +216,17 @@ class SitePass(Pass):
         return rewritten, skipped
 
 
-def options(kind: type[Pass]) -> list[tuple["dataclasses.Field[Any]", Any]]:
-    """Return the options of a pass class: its dataclass fields with their resolved types."""
-    hints = get_type_hints(kind)
-    return [(field, hints[field.name]) for field in dataclasses.fields(kind)]
+def narrowed(each: Pass, only: Sequence[str], skip: Sequence[str]) -> Pass:
+    """Return a pass that leaves out more sites: what it has of its own and what is given here must both permit one.
 
-
-def option_values(each: Pass) -> dict[str, object]:
-    """Return a pass's options by name."""
-    return {field.name: getattr(each, field.name) for field in dataclasses.fields(each)}
-
-
-def _check_option(label: str, field: "dataclasses.Field[Any]", kind: Any, value: Any) -> None:
-    """Raise OptionError unless ``value`` is of type ``kind`` and within the field's range."""
-    if get_origin(kind) in (Union, types.UnionType):
-        if value is None:
-            return
-        kind = next(arm for arm in get_args(kind) if arm is not type(None))
-    if get_origin(kind) is Literal:
-        if value not in get_args(kind):
-            raise OptionError(f"{label}: {value!r} is not one of {', '.join(map(str, get_args(kind)))}")
-        return
-    if get_origin(kind) is tuple:
-        if not isinstance(value, tuple) or not all(isinstance(item, get_args(kind)[0]) for item in value):
-            raise OptionError(f"{label}: {value!r} is not a list of {get_args(kind)[0].__name__}")
-        return
-    accepted = (int, float) if kind is float else (kind,)
-    if not isinstance(value, accepted) or (isinstance(value, bool) and kind is not bool):
-        raise OptionError(f"{label}: {value!r} is not a {kind.__name__}")
-    low, high = field.metadata.get("minimum"), field.metadata.get("maximum")
-    if (low is not None and not value >= low) or (high is not None and not value <= high):
-        bounds = f"at least {low}" if high is None else f"at most {high}" if low is None else f"from {low} to {high}"
-        raise OptionError(f"{label}: {value!r} is out of range, it must be {bounds}")
+    Raises:
+        OptionError: A third party's pass has another option of that name, or a pattern is none.
+    """
+    for name, patterns in (("only", only), ("skip", skip)):
+        if patterns and not each._has_common(name):
+            raise OptionError(f"{each.name}: has an option {name!r} of its own, its sites cannot be chosen by it")
+    if only and each.only:
+        raise OptionError(f"{each.name}: sites are chosen by --only for the run and for the pass, give one")
+    if only:
+        each = dataclasses.replace(each, only=tuple(only))
+    return dataclasses.replace(each, skip=(*each.skip, *skip)) if skip else each

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
-from graphopt.base import Pass, option_values
+from graphopt.base import Pass
 from graphopt.bisect import Treatment
 from graphopt.model import Model
+from graphopt.options import option_values
 from graphopt.progress import Progress, silent
 from graphopt.proof.proof import Proof
 from graphopt.report import PassReport

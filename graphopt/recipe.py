@@ -1,20 +1,22 @@
 """Recipes: a list of passes with their options as a TOML file; reading and writing give back the same passes."""
 
-import dataclasses
 import json
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import Any, get_origin
+from typing import Any
 
-from graphopt.base import Pass, options
+from graphopt.base import Pass
 from graphopt.errors import OptionError
-from graphopt.registry import create, load
+from graphopt.options import option_values
+from graphopt.registry import create
 
 
 def read_recipe(path: str | PathLike[str]) -> list[Pass]:
     """Read a recipe file: one ``[[pass]]`` table per pass, with its ``name`` and, in any order, its options.
+
+    A ``[[pass.override]]`` table below it gives other values of options for the ``sites`` that match its patterns.
 
     Raises:
         OptionError: The file is not a recipe, or a pass or an option in it is unusable.
@@ -49,7 +51,7 @@ def parse_recipe(text: str, label: str = "recipe") -> list[Pass]:
             raise OptionError(f"{label}: [[pass]] number {number} has no name")
         values = {key.replace("-", "_"): value for key, value in table.items() if key != "name"}
         try:
-            passes.append(create(table["name"], **_tuples(table["name"], values)))
+            passes.append(create(table["name"], **values))
         except OptionError as error:
             raise OptionError(f"{label}: {error}") from error
     return passes
@@ -59,22 +61,21 @@ def write_recipe(passes: Sequence[Pass]) -> str:
     """Return the recipe text of these passes: every option that is set, defaults included."""
     tables = []
     for each in passes:
-        lines = ["[[pass]]", f"name = {json.dumps(each.name)}"]
-        for field in dataclasses.fields(each):
-            if (value := getattr(each, field.name)) is not None:
-                lines.append(f"{field.name.replace('_', '-')} = {_toml(value)}")
-        tables.append("\n".join(lines) + "\n")
+        values = option_values(each)
+        overrides: Any = values.pop("override", ())
+        tables.append(_table("[[pass]]", {"name": each.name, **values}))
+        tables += [_table("[[pass.override]]", own) for own in overrides]
     return "\n".join(tables)
+
+
+def _table(head: str, values: Mapping[str, Any]) -> str:
+    """Write one table; an option that is None is left out, as TOML has no word for it."""
+    lines = (f"{name.replace('_', '-')} = {_toml(value)}" for name, value in values.items() if value is not None)
+    return "\n".join([head, *lines]) + "\n"
 
 
 def _toml(value: Any) -> str:
     """Write one value; JSON's booleans, integers, strings and lists are TOML's too, and so are Python's floats."""
-    if isinstance(value, tuple):
+    if isinstance(value, tuple | list):
         return f"[{', '.join(_toml(item) for item in value)}]"
     return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)
-
-
-def _tuples(name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Turn TOML's lists into the tuples that options hold."""
-    listed = {field.name for field, kind in options(load(name)) if get_origin(kind) is tuple}
-    return {key: tuple(value) if key in listed and isinstance(value, list) else value for key, value in values.items()}

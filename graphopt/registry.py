@@ -7,8 +7,9 @@ from importlib.metadata import EntryPoint, entry_points
 from types import MappingProxyType
 from typing import Any
 
-from graphopt.base import Pass, options
+from graphopt.base import Pass
 from graphopt.errors import OptionError
+from graphopt.options import check_declaration, options
 
 GROUP = "graphopt.passes"
 
@@ -27,6 +28,8 @@ def load(name: str) -> type[Pass]:
         OptionError: No such pass is installed, or its package cannot be imported.
     """
     points = discover()
+    if not isinstance(name, str):
+        raise OptionError(f"{name!r} is not the name of a pass")
     if name not in points:
         near = difflib.get_close_matches(name, points, 1)
         hint = f", did you mean {near[0]!r}?" if near else f" (installed: {', '.join(points)})"
@@ -37,6 +40,12 @@ def load(name: str) -> type[Pass]:
         raise OptionError(f"pass {name!r} cannot be imported from {points[name].value}: {error}") from error
     if not (isinstance(kind, type) and issubclass(kind, Pass)):
         raise OptionError(f"pass {name!r}: {points[name].value} is not a subclass of graphopt.Pass")
+    try:
+        check_declaration(kind)
+    except Exception as error:  # its type hints may name what cannot be imported
+        raise OptionError(f"pass {name!r}: {points[name].value} cannot be used: {error}") from error
+    if kind.name != name:
+        raise OptionError(f"pass {name!r}: {points[name].value} has another name, {kind.name!r}; both must be the same")
     return kind
 
 
@@ -51,4 +60,9 @@ def create(name: str, **values: Any) -> Pass:
     for key in values:
         if key not in known:
             raise OptionError(f"{name}: unknown option {key!r} (options: {', '.join(known) or 'none'})")
-    return kind(**values)
+    try:
+        return kind(**values)
+    except OptionError:
+        raise
+    except Exception as error:  # a third party's check may fail in any way
+        raise OptionError(f"{name}: cannot be created: {type(error).__name__}: {error}") from error

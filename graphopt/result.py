@@ -32,7 +32,8 @@ class Skipped:
 
 @dataclass(frozen=True)
 class PassResult:
-    """All sites of one run of one pass."""
+    """All sites of one run of one pass, and what a reader should know besides, a line each."""
 
     rewritten: tuple[Rewritten, ...] = ()
     skipped: tuple[Skipped, ...] = ()
+    notes: tuple[str, ...] = ()

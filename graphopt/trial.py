@@ -136,7 +136,9 @@ class Trial:
         vetoes: Mapping[str, str] = treatment.vetoes
         if self.proof is not None and self.proof.unknown is not None:
             vetoes = {**dict.fromkeys(self.proof.unknown.sites, self.proof.unknown.reason()), **vetoes}
-        return GraphView(model, vetoes, calibration, self.original, facts, treatment.demotions, self.memory)
+        view = GraphView(model, vetoes, calibration, self.original, facts, treatment.demotions, self.memory)
+        self.each.prepare(view)
+        return view
 
     # -- proving -------------------------------------------------------------------------------------------------------
 

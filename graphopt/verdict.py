@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from graphopt.base import Pass, option_values
+from graphopt.base import Pass
 from graphopt.contract import in_default_session, on_inputs, total_contract
 from graphopt.errors import GraphoptError
 from graphopt.model import Model
+from graphopt.options import option_values
 from graphopt.proof.accuracy import top1
 from graphopt.proof.proof import Proof
 from graphopt.report import Check, PassReport
@@ -115,8 +116,10 @@ def _drop(accuracy: tuple[float, float], most: float, compressed: bool) -> list[
 def failed(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[str]:
     """Name the passes that failed, then the compressing ones that could do nothing at all."""
     failures = [f"{each.name}: {each.failure}" for each in reports if each.failure]
-    for each, told in _kept(passes, reports):
-        if each.compresses and not told.rewritten:
+    kept = _kept(passes, reports)
+    busy = {(each.name, each.override) for each, told in kept if told.rewritten and each.override}
+    for each, told in kept:
+        if each.compresses and not told.rewritten and (each.name, each.override) not in busy:
             first = f"{told.skipped[0].site}: {told.skipped[0].reason}" if told.skipped else "no place to work on"
             failures.append(f"{each.name}: nothing to do ({first})")
     return failures

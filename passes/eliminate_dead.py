@@ -45,8 +45,9 @@ class EliminateDead(Pass):
             before = {id(tensor): tensor for tensor in _reads(node)}
             view.edit.remove([node])
             waiting += [source for tensor in before.values() for source in tensor.inputs]
-        rewritten += _drop_functions(view)
-        rewritten += _drop_initializers(view)
+        for dropped, kept in (_drop_functions(view), _drop_initializers(view)):
+            rewritten += dropped
+            skipped += kept
         return PassResult(tuple(rewritten), tuple(skipped))
 
 
@@ -64,23 +65,26 @@ def _reads(node: gs.Node) -> list[gs.Tensor]:
     return found
 
 
-def _drop_initializers(view: GraphView) -> list[Rewritten]:
+def _drop_initializers(view: GraphView) -> tuple[list[Rewritten], list[Skipped]]:
     """Drop initializers without readers, those of the file included."""
-    rewritten = []
+    rewritten, skipped = [], []
     for graph in view.graphs():
         declared = {id(tensor) for _, tensor in graph.input_infos}
         kept = []
         for constant in graph.initializers:
             used = view.readers(constant) or view.is_output(constant) or view.is_input(constant)
-            if used or constant.name in view.vetoes or id(constant) in declared:
+            if used or id(constant) in declared:
                 kept.append(constant)
+            elif constant.name in view.vetoes:
+                kept.append(constant)
+                skipped.append(Skipped(constant.name, view.vetoes[constant.name]))
             else:
                 rewritten.append(Rewritten(constant.name, "nothing reads this initializer"))
         graph.initializers[:] = kept
-    return rewritten
+    return rewritten, skipped
 
 
-def _drop_functions(view: GraphView) -> list[Rewritten]:
+def _drop_functions(view: GraphView) -> tuple[list[Rewritten], list[Skipped]]:
     """Drop local functions that are never called, directly or by another that is."""
     bodies = functions(view.model)
     needed: set[Identity] = set()
@@ -93,6 +97,8 @@ def _drop_functions(view: GraphView) -> list[Rewritten]:
             if key in bodies and key not in needed:
                 needed.add(key)
                 waiting.append(bodies[key])
-    dropped = [key for key in bodies if key not in needed and key[1] not in view.vetoes]
+    unused = [key for key in bodies if key not in needed]
+    dropped = [key for key in unused if key[1] not in view.vetoes]
     view.model.functions[:] = [bodies[key] for key in bodies if key not in dropped]
-    return [Rewritten(name, "nothing calls this function") for _, name, _ in dropped]
+    rewritten = [Rewritten(name, "nothing calls this function") for _, name, _ in dropped]
+    return rewritten, [Skipped(name, view.vetoes[name]) for _, name, _ in unused if name in view.vetoes]

@@ -93,8 +93,9 @@ def _rewrite(place: Place, site: str) -> str:
         view.edit.bypass(node)
         return f"{operator} does nothing"
     merge = MERGES.get(node.op)
-    if merge is None or site in view.vetoes:
+    if merge is None:
         return ""
+    view.require_permitted(site)
     return merge(place) or ""
 
 

@@ -59,6 +59,7 @@ class EqualizeChannels(Pass):
                 second = _next(view, node)
                 if second is None:
                     continue
+                view.require_chosen(second)
                 for each in (node, second):
                     weights.setdefault(id(each), (each, _parameters(view, each)))
             except Skip as reason:

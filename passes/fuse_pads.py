@@ -43,6 +43,7 @@ class FusePads(SitePass):
         if pad is None:
             raise Skip("nothing pads before it any more")
         view.require_private(node.inputs[0])
+        view.require_chosen(pad)
         before, after = _spatial_amounts(view, pad)
         value = _pad_value(view, pad)
         space = len(before)

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Literal
 
 import numpy as np
@@ -77,7 +76,6 @@ class ZeroChannels(Pass):
         None, "Keep a multiple of this many channels in each layer; by default as prune-channels does.", minimum=1
     )
     min_channels: int = option(1, "Keep at least this many channels in each layer.", minimum=1)
-    skip: tuple[str, ...] = option((), "Leave alone layers whose site matches this pattern, such as '*/conv1/*'.")
     samples: int = option(512, "How many calibration samples a criterion uses at most.", minimum=1)
     seed: int = option(0, "Seed of the random criterion.", minimum=0)
 
@@ -97,7 +95,7 @@ class ZeroChannels(Pass):
         channels = Channels.analyze(view)
         groups = channel_groups(channels)
         pools = channel_pools(channels, groups)
-        told = _Story(skipped=[(pattern, "no layer matches it") for pattern in self._unmatched(pools)])
+        told = _Story(skipped=[])
         scores = self._scores(view, channels, groups, told)
         rankings = list(self._rankings(view, channels, pools, scores, told))
         cost = Cost.of(channels, self.multiple or MULTIPLE)
@@ -119,11 +117,6 @@ class ZeroChannels(Pass):
         return told.result(cost, [group.index for some in chosen for group in some])
 
     # -- choosing ------------------------------------------------------------------------------------------------------
-
-    def _unmatched(self, pools: list[Pool]) -> list[str]:
-        """Return the patterns that match no layer."""
-        layers = [layer for pool in pools for layer in pool.layers]
-        return [pattern for pattern in self.skip if not any(fnmatchcase(layer, pattern) for layer in layers)]
 
     def _scores(
         self, view: GraphView, channels: Channels, groups: list[ChannelGroup], told: "_Story"
@@ -174,17 +167,13 @@ class ZeroChannels(Pass):
     ) -> Iterator[Ranking]:
         """Yield the pools that can be chosen from, ranked."""
         for pool in pools:
-            pattern = next((p for p in self.skip for layer in pool.layers if fnmatchcase(layer, p)), None)
             rated = np.array([scores.get(group.index, np.nan) for group in pool.groups])
             if pool.site in view.vetoes:
                 told.skipped.append((pool.site, view.vetoes[pool.site]))
             elif not pool.groups:
                 told.skipped += [(pool.site, f"{count} channels: {why}") for why, count in pool.blocked.items()]
-            elif pattern is not None:
-                told.skipped.append((pool.site, f"left alone by --skip {pattern}"))
             elif np.isnan(rated).any():
-                reason = told.missing or f"nothing in it to judge by {self.criterion}"
-                told.skipped.append((pool.site, reason))
+                told.skipped.append((pool.site, told.missing or f"nothing in it to judge by {self.criterion}"))
             else:
                 yield Ranking.of(channels, pool, rated, self.multiple or 1, self.min_channels)
 

@@ -4,7 +4,6 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any, Literal
 
 import numpy as np
@@ -64,7 +63,6 @@ class ZeroWeights(Pass):
     threshold: float | None = option(None, "Zero the weights that the criterion puts below this.", minimum=0.0)
     pattern: str | None = option(None, "Keep N of every M weights along the summed axis, such as 2:4.")
     scope: Literal["uniform", "global"] = option("uniform", "Take the ratio of each weight, or of all together.")
-    skip: tuple[str, ...] = option((), "Leave alone layers whose site matches this pattern, such as '*/conv1/*'.")
     samples: int = option(512, "How many calibration samples a criterion uses at most.", minimum=1)
 
     def __post_init__(self) -> None:
@@ -115,8 +113,6 @@ class ZeroWeights(Pass):
             site = view.site(use.layer)
             if use.layer.op not in LAYERS:
                 raise Skip(f"{weight.source.name!r} is also read by {use.layer.op} {site!r}")
-            if (pattern := next((p for p in self.skip if fnmatchcase(site, p)), None)) is not None:
-                raise Skip(f"left alone by --skip {pattern}")
 
     def _scores(
         self, view: GraphView, weights: list[Weight], kept: dict[str, dict[str, None]]

@@ -15,12 +15,12 @@ LAYERS = [
     {"model", "numerics"},
     {"graph"},
     {"runtime"},
-    {"base", "registry"},
+    {"options", "choice", "base", "registry"},
     {"report"},
     {"proof"},
     {"bisect", "demote", "subject", "trial", "pipeline", "verdict", "judged"},
     {"distill", "transfer"},
-    {"recipe", "presets", "api", "testing"},
+    {"recipe", "presets", "arguments", "api", "testing"},
     {"cli", "__main__"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -11,9 +11,9 @@ import onnx
 import pytest
 
 from graphopt import BitExact, FloatExact, GraphView, Lossy, Pass, PassResult, Rewritten, Skipped, create
-from graphopt.base import option, option_values
 from graphopt.contract import Contract
 from graphopt.model import Model, from_proto
+from graphopt.options import option, option_values
 from graphopt.proof.proof import Proof
 from graphopt.report import PassReport
 from graphopt.runtime.data import Data

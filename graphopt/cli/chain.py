@@ -1,12 +1,14 @@
 """Splits ``SOURCE TARGET [OPTIONS] [PASS [OPTIONS]]...`` and makes each pass's options from its dataclass."""
 
-import types
+import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any
 
 import click
+from click.core import ParameterSource
 
-from graphopt.base import Pass, options
+from graphopt.base import Pass
+from graphopt.options import Kind, is_common, options
 from graphopt.registry import create, load
 
 Options = dict[str, click.Option]
@@ -65,27 +67,45 @@ def pass_command(kind: type[Pass]) -> click.Command:
 
 def _pass_options(kind: type[Pass]) -> Iterator[click.Option]:
     for field, hint in options(kind):
+        if is_common(field) and field.name == "override":
+            continue  # a table, which a recipe has and a command line has not
         flag = f"--{field.name.replace('_', '-')}"
         text = field.metadata.get("help", "")
-        if hint is bool:
-            yield click.Option([f"{flag}/--no-{flag[2:]}"], default=field.default, help=text, show_default=True)
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        declared = Kind.of(str if is_common(field) else hint)
+        if is_common(field):
+            yield click.Option([flag, field.name], metavar="PATTERN", multiple=True, help=text)
+        elif declared.base is bool and not declared.repeated and not declared.choices:
+            yield click.Option([f"{flag}/--no-{flag[2:]}", field.name], default=default, help=text, show_default=True)
         else:
-            repeated = get_origin(hint) is tuple
             yield click.Option(
-                [flag], type=_click_type(hint), default=field.default, multiple=repeated, help=text, show_default=True
+                [flag, field.name],
+                type=_click_type(declared),
+                default=default,
+                multiple=declared.repeated,
+                help=text,
+                show_default=True,
             )
 
 
-def _click_type(hint: Any) -> click.ParamType[Any]:
+class _Choice(click.Choice[Any]):
+    """Choices of any type, which a command line writes as text."""
+
+    def __init__(self, choices: tuple[Any, ...]) -> None:
+        super().__init__([str(choice) for choice in choices])
+        self.values = {str(choice): choice for choice in choices}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the choice that a text stands for."""
+        return self.values[super().convert(str(value), param, ctx)]
+
+
+def _click_type(declared: Kind) -> click.ParamType[Any]:
     """Return click's type for an option's declared type."""
-    if get_origin(hint) in (Union, types.UnionType):
-        hint = next(arm for arm in get_args(hint) if arm is not type(None))
-    if get_origin(hint) is Literal:
-        return click.Choice([str(choice) for choice in get_args(hint)])
-    if get_origin(hint) is tuple:
-        hint = get_args(hint)[0]
-    plain: dict[Any, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT}
-    return plain.get(hint, click.STRING)
+    if declared.choices:
+        return _Choice(declared.choices)
+    plain: dict[Any, click.ParamType[Any]] = {int: click.INT, float: click.FLOAT, bool: click.BOOL}
+    return plain.get(declared.base, click.STRING)
 
 
 def _options(command: click.Command) -> Options:
@@ -102,7 +122,12 @@ def _parse(kind: type[Pass], words: list[str]) -> Pass:
     """Create one pass from its words on the command line."""
     try:
         with pass_command(kind).make_context(kind.name, list(words)) as context:
-            return create(kind.name, **context.params)
+            given = {
+                name: value
+                for name, value in context.params.items()
+                if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+            }
+            return create(kind.name, **given)
     except click.UsageError as error:
         raise click.UsageError(f"{kind.name}: {error.format_message()}") from error
 

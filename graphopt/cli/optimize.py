@@ -44,6 +44,8 @@ from graphopt.report.text import print_report
     help="How many points of top-1 a run that compresses may lose, where the data have labels.",
 )
 @click.option("--max-opset", type=click.IntRange(min=1), metavar="N", help="The opset beyond which no pass may go.")
+@click.option("--only", multiple=True, metavar="PATTERN", help="Before PASS: what every pass may rewrite.")
+@click.option("--skip", multiple=True, metavar="PATTERN", help="Before PASS: what no pass may rewrite.")
 @click.option("--keep-going", is_flag=True, help="Go on after a failed pass, and write the target all the same.")
 @click.option(
     "--external-data",
@@ -64,6 +66,8 @@ def optimize(
     custom_ops: tuple[str, ...],
     max_drop: float,
     max_opset: int | None,
+    only: tuple[str, ...],
+    skip: tuple[str, ...],
     keep_going: bool,
     external_data: ExternalPolicy,
     passes: list[Pass],
@@ -91,6 +95,8 @@ def optimize(
             custom_ops=custom_ops,
             max_drop=max_drop,
             max_opset=max_opset,
+            only=only,
+            skip=skip,
             progress=progress,
         )
     written = result.ok or keep_going

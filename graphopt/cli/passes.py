@@ -4,7 +4,6 @@ import inspect
 
 import click
 
-from graphopt.base import options
 from graphopt.cli.chain import pass_command
 from graphopt.errors import OptionError
 from graphopt.registry import discover, load
@@ -31,9 +30,6 @@ def _explain(name: str) -> None:
     """Print a pass's docstring, contract and options."""
     kind = load(name)
     click.echo(f"{name} [{kind.contract}]\n\n{inspect.cleandoc(kind.__doc__ or '')}\n")
-    if not options(kind):
-        click.echo("It has no options.")
-        return
     command = pass_command(kind)
     formatter = click.HelpFormatter(width=100)
     command.format_options(click.Context(command), formatter)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from graphopt.graph.borders import Borders
 from graphopt.graph.constants import fixed_values
 from graphopt.graph.edit import Edit
+from graphopt.graph.left_out import LeftOut
 from graphopt.graph.shapes import Shape, infer_shapes
 from graphopt.graph.symbolic import Facts
 from graphopt.graph.symbolic.expression import is_fresh
@@ -47,7 +48,8 @@ class GraphView:
         """
         self.model = model
         self.original = model if original is None else original
-        self.vetoes = dict(vetoes or {})
+        self.vetoes: Mapping[str, str] = dict(vetoes or {})
+        self.left_out: LeftOut | None = None
         self.demotions = dict(demotions or {})
         self.memory: dict[str, Any] = {} if memory is None else memory
         self.calibration = calibration
@@ -160,6 +162,16 @@ class GraphView:
         """Raise Skip if the pipeline has vetoed ``site``."""
         if site in self.vetoes:
             raise Skip(self.vetoes[site])
+
+    def why_left_out(self, node: gs.Node) -> str:
+        """Return why the user's choice of sites leaves ``node`` out; empty if it does not."""
+        return "" if self.left_out is None else self.left_out.reasons.get(self.site(node), "")
+
+    def require_chosen(self, *nodes: gs.Node) -> None:
+        """Raise Skip if the user leaves out one of these nodes, which a rewrite would change beside its own site."""
+        for node in nodes:
+            if reason := self.why_left_out(node):
+                raise Skip(f"{self.site(node)!r} would change, which is {reason}")
 
     def require_private(self, tensor: gs.Tensor) -> None:
         """Raise Skip unless exactly one node input reads ``tensor`` and no graph gives it out."""

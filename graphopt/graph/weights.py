@@ -176,7 +176,9 @@ def require_weight(view: GraphView, weight: Weight, computed: NDArray[np.generic
 
 
 def is_candidate(view: GraphView, weight: Weight) -> bool:
-    """Whether a weight could be quantized at some opset, whatever its values."""
+    """Whether a weight could be quantized at some opset, whatever its values; not where the user leaves a layer out."""
+    if any(view.why_left_out(use.layer) for use in weight.uses):
+        return False
     values = view.array(weight.source)
     constant = is_float(values.dtype) if values is not None else computed_from(view, weight) is not None
     return constant and foreign_reader(view, weight) is None

@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError
 
 from graphopt.errors import DataError
 from graphopt.runtime.data import ListData
-from graphopt.runtime.signature import Signature, TensorInfo
+from graphopt.runtime.signature import Signature, TensorInfo, require_fit
 
 
 def load_data_folder(folder: Path, sign: Signature) -> ListData:
@@ -46,15 +46,7 @@ def _read_tensor(path: Path, info: TensorInfo) -> Any:
     """Read one tensor and hold it against its input."""
     tensor = onnx.TensorProto()
     values = onnx.numpy_helper.to_array(_parsed(tensor, path))
-    if values.dtype != info.dtype and not (values.dtype.kind in "OUS" and info.dtype.kind == "O"):
-        raise DataError(f"{path}: holds {values.dtype}, the model's {info.name!r} takes {info}")
-    fits = info.shape is None or (
-        len(info.shape) == values.ndim
-        and all(want == have for want, have in zip(info.shape, values.shape, strict=True) if isinstance(want, int))
-    )
-    if not fits:
-        raise DataError(f"{path}: has shape {values.shape}, the model's {info.name!r} takes {info}")
-    return values
+    return require_fit(f"{path}:", values, info)
 
 
 def _read_other(path: Path, kind: onnx.TypeProto) -> Any:

@@ -15,7 +15,7 @@ from graphopt.model import Model
 from graphopt.runtime.data import ArrayData, Data, Stored, fitting_batch
 from graphopt.runtime.data_folder import load_data_folder
 from graphopt.runtime.npz import Arrays, Member, read_npz
-from graphopt.runtime.signature import Signature, TensorInfo, class_count, signature
+from graphopt.runtime.signature import Signature, TensorInfo, class_count, holds, signature
 
 SPLIT = "calibration/"
 
@@ -63,6 +63,9 @@ def from_arrays(arrays: Arrays, model: Model) -> Data:
     if sign.others:
         name = next(iter(sign.others))
         raise DataError(f"input {name!r} takes a sequence or optional: use a folder of test data sets")
+    if strange := next((name for name in arrays if not isinstance(name, str)), None):
+        raise DataError(f"{strange!r} is no input's name")
+    arrays = {name: v if isinstance(v, Member) else as_array(v, repr(name)) for name, v in arrays.items()}
     test = {name: each for name, each in arrays.items() if not name.startswith(SPLIT) or name in sign.inputs}
     split = {name.removeprefix(SPLIT): arrays[name] for name in arrays if name not in test}
     data = _collect(test, sign, "")
@@ -109,6 +112,18 @@ def _values(array: "NDArray[Any] | Member") -> "NDArray[Any] | Member":
     return array if isinstance(array, Member) else np.asarray(array)
 
 
+def as_array(values: Any, label: str) -> NDArray[Any]:
+    """Return an array, or what can be made one, such as a list or a tensor of a framework.
+
+    Raises:
+        DataError: It cannot be made one.
+    """
+    try:
+        return np.asarray(values)
+    except Exception as error:  # whatever the object's own conversion raises
+        raise DataError(f"{label} cannot be made an array: {' '.join(str(error).split())}") from error
+
+
 def _factors(name: str, sign: Signature) -> list[str]:
     """Return the keys of an input's scale and offset, unless inputs are called so."""
     return [key for key in (f"{name}.scale", f"{name}.offset") if key not in sign.inputs]
@@ -144,7 +159,7 @@ def _stored(
     scaled = scale is not None or offset is not None
     if scaled and values.dtype.kind not in "iuf":
         raise DataError(f"{label!r} holds {values.dtype}, which cannot be scaled")
-    if not scaled and not _holds(values.dtype, info.dtype):
+    if not scaled and not holds(values.dtype, info.dtype):
         hint = f"; to store integers, add '{label}.scale'" if values.dtype.kind in "iu" and _is_float(info) else ""
         raise DataError(f"{label!r} holds {values.dtype}, the model takes {info}{hint}")
     if values.ndim and not len(values):
@@ -170,12 +185,6 @@ def _number(label: str, value: "NDArray[Any] | Member | None") -> float | None:
 
 def _is_float(info: TensorInfo) -> bool:
     return info.dtype.kind == "f"
-
-
-def _holds(stored: "np.dtype[Any]", taken: "np.dtype[Any]") -> bool:
-    """Whether a type holds every value of the stored one, and both are of one kind."""
-    kinds = {"f": "f", "i": "iu", "u": "iu"}
-    return stored == taken or (stored.kind in kinds.get(taken.kind, "") and np.can_cast(stored, taken, "safe"))
 
 
 def _has_extra_axis(stored: Stored, info: TensorInfo) -> bool:

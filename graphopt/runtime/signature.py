@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from graphopt.errors import DataError
 from graphopt.model import Model, to_proto
 
 Dim = int | str | None
@@ -46,6 +47,32 @@ class Signature:
     others: dict[str, onnx.TypeProto]
     outputs: dict[str, TensorInfo]
     order: tuple[str, ...]
+
+
+def require_fit(label: str, values: "np.ndarray[Any, Any]", info: TensorInfo) -> "np.ndarray[Any, Any]":
+    """Return what is fed to an input in one run, in its type.
+
+    Raises:
+        DataError: The type or the shape does not fit.
+    """
+    text = values.dtype.kind in "OUS" and info.dtype.kind == "O"
+    if not text and not holds(values.dtype, info.dtype):
+        raise DataError(f"{label} holds {values.dtype}, the model's {info.name!r} takes {info}")
+    if info.shape is not None:
+        wanted = [(want, have) for want, have in zip(info.shape, values.shape, strict=False) if isinstance(want, int)]
+        if len(info.shape) != values.ndim or any(want != have for want, have in wanted):
+            raise DataError(f"{label} has shape {values.shape}, the model's {info.name!r} takes {info}")
+    return (
+        values.astype(str).astype(object)
+        if text and values.dtype.kind != "O"
+        else values.astype(info.dtype, copy=False)
+    )
+
+
+def holds(stored: "np.dtype[Any]", taken: "np.dtype[Any]") -> bool:
+    """Whether a type holds every value of the stored one, and both are of one kind."""
+    kinds = {"f": "f", "i": "iu", "u": "iu"}
+    return stored == taken or (stored.kind in kinds.get(taken.kind, "") and np.can_cast(stored, taken, "safe"))
 
 
 def signature(model: Model | onnx.ModelProto) -> Signature:

@@ -65,6 +65,7 @@ class QuantizeActivations(Pass):
     contract = Lossy(min_sqnr_db=10.0)
     compresses = True
     demotions = ("range",)
+    sitewise = ("range", "percentile")
 
     target: Literal["cpu", "openvino", "tensorrt", "generic"] = option(
         "cpu", "The runtime whose integer kernels are to be met: ONNX Runtime's CPU provider, OpenVINO, TensorRT, any."
@@ -103,7 +104,8 @@ class QuantizeActivations(Pass):
 
     def _calibrate_and_apply(self, view: GraphView, layers: list[_Layer], skipped: dict[str, str]) -> list[Rewritten]:
         """Calibrate, quantize those of the layers that the model bears, say of the others why not, correct biases."""
-        seen = Calibration.of(view, self.samples, exact=self.range != "minmax")
+        plain = all(dict(each.values).get("range", "minmax") == "minmax" for each in self.override)
+        seen = Calibration.of(view, self.samples, exact=self.range != "minmax" or not plain)
         self._watch(view, layers, seen)
         notes = self._rank(view, layers, seen)
         skipped |= {site: note for site, (chosen, note) in notes.items() if not chosen}
@@ -121,6 +123,11 @@ class QuantizeActivations(Pass):
             replace(done, detail=done.detail + (f"; {notes[done.site][1]}" if done.site in notes else "") + warning)
             for done in rewritten
         ]
+
+    def _rule(self, view: GraphView, site: str) -> tuple[str, float]:
+        """Return by which rule the range of a layer's tensors is found, and the percentile."""
+        own = self.at(view, site)
+        return own.range, own.percentile
 
     def _watch(self, view: GraphView, layers: list[_Layer], seen: Calibration) -> None:
         """See each tensor to quantize, and the means of outputs to correct."""
@@ -227,7 +234,7 @@ class QuantizeActivations(Pass):
         """Quantize these layers and what lies between them; return what was done, and biases to be written."""
         every = [layer.node for layer in layers]
         placement, affine = place(view, every), TARGETS[self.target].affine(view.opset)
-        scales = choose_scales(view, placement, every, seen, affine, self.range, self.percentile)
+        scales = choose_scales(view, placement, every, seen, affine, lambda site: self._rule(view, site))
         found: dict[str, Rewritten] = {}
         biases: list[Bias] = []
         chosen: dict[int, list[_Layer]] = {}

@@ -1,6 +1,6 @@
 """Scale and zero point of each quantized tensor, from its range and the steps that its layers have been demoted by."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,20 +33,26 @@ def choose_scales(
     layers: Iterable[gs.Node],
     seen: Calibration,
     affine: Affine,
-    rule: str,
-    percentile: float,
+    rule_of: Callable[[str], tuple[str, float]],
 ) -> dict[int, Scale]:
-    """Return how each tensor is quantized, by its id: by ``rule``, or by the best for a demoted layer."""
-    careful = {
-        placement.root(tensor)
-        for layer in layers
-        if view.demotions.get(view.site(layer), 0) > 0
-        for tensor in (layer.inputs[0], end(view, layer))
-        if tensor in placement
-    }
+    """Return how each tensor is quantized, by its id: by the rule of a layer, or by the best for a demoted one.
+
+    ``rule_of`` gives the rule and the percentile of a site. Tensors with one scale go by the rule of the first layer
+    that reads them, or else of the first that gives them out.
+    """
+    careful: set[int] = set()
+    rules: dict[int, tuple[str, float]] = {}
+    layers = list(layers)
+    ends = [(layer.inputs[0], layer) for layer in layers] + [(end(view, layer), layer) for layer in layers]
+    for tensor, layer in ends:
+        if tensor in placement:
+            rules.setdefault(placement.root(tensor), rule_of(view.site(layer)))
+            if view.demotions.get(view.site(layer), 0) > 0:
+                careful.add(placement.root(tensor))
     scales: dict[int, Scale] = {}
     for group in placement.groups():
         names = [str(tensor.name) for tensor in group]
+        rule, percentile = rules.get(placement.root(group[0])) or rule_of("")
         found = _shared(names, seen, affine, rule, percentile)
         if placement.root(group[0]) in careful:
             better = _shared(names, seen, affine, "best", percentile)

@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         {"ratio": 0.5},
         "'w' holds NaN or Inf",
     ),
-    "skipped by the user": (TEXT, WEIGHTS, {"ratio": 0.5, "skip": ("a", "y")}, "left alone by --skip a"),
+    "skipped by the user": (TEXT, WEIGHTS, {"ratio": 0.5, "skip": ("a", "y")}, "left out by --skip a"),
     "nothing below the threshold": (TEXT, WEIGHTS, {"threshold": 1e-9}, "'w' has nothing more to zero"),
 }
 

@@ -39,8 +39,9 @@ def assign(view: GraphView, node: gs.Node, values: Mapping[int, Array], like: in
     """Agree on new constants for some slots of ``node``, cast once to the type of what is in slot ``like``.
 
     Raises:
-        Skip: The type cannot carry the values.
+        Skip: The type cannot carry the values, or the user leaves the node out.
     """
+    view.require_chosen(node)
     kind = element_type(view, node.inputs[like])
     narrow = {slot: carry(array, kind, _slot_name(node, slot)) for slot, array in values.items()}
 
@@ -91,7 +92,12 @@ def _shared_bias(view: GraphView, node: gs.Node, slot: int, array: NDArray[Any])
 
 
 def remove(view: GraphView, node: gs.Node, operand: gs.Tensor) -> Change:
-    """Agree on removing a node whose map goes elsewhere; what read its output then reads ``operand``'s slot."""
+    """Agree on removing a node whose map goes elsewhere; what read its output then reads ``operand``'s slot.
+
+    Raises:
+        Skip: The user leaves the node out.
+    """
+    view.require_chosen(node)
     swapped = node.inputs[0] is not operand
 
     def make() -> None:

@@ -61,6 +61,7 @@ class Channels:
                     labels.block(
                         axis, f"{out.name!r} is an output of {'the model' if graph is view.model.graph else 'a body'}"
                     )
+        labels.blocks[:0] = _left_out(view, labels)
         return cls._solved(facts, labels)
 
     @classmethod
@@ -279,3 +280,16 @@ class Channels:
             by = describe(last) if last is not None else "the caller"
             return f"{tensors[reader].name!r} holds a constant there that {by} cannot absorb"
         return "the last channel of a layer"
+
+
+def _left_out(view: GraphView, labels: Labels) -> list[tuple[Label, str]]:
+    """Return the channels that layers make or scale which the user leaves out, with the reason."""
+    if view.left_out is None or not view.left_out.reasons:
+        return []
+    made = (
+        (own, view.why_left_out(use.readers[axis]))
+        for use in labels.uses.values()
+        for axis, own in use.axes.items()
+        if own.size and use.roles[axis] in ("feeds", "scales")
+    )
+    return [(own, reason) for own, reason in made if reason]
