@@ -110,7 +110,7 @@ class QuantizeActivations(Pass):
         layers = [layer for layer in layers if view.site(layer.node) not in skipped]
         rewritten, biases = self._apply(view, layers, seen)
         view.edit.settle()
-        shifts = self._shifts(view, biases, seen)
+        shifts = self._shifts(view, [done.site for done in rewritten], biases, seen)
         for bias in biases:
             bias.shift = shifts.get(str(bias.output.name))
             bias.write(view)
@@ -134,12 +134,14 @@ class QuantizeActivations(Pass):
         """Whether biases are corrected; while sites are only ranked by what they cost, they are not."""
         return self.bias_correction and seen.corrects and not view.memory.get("probing", False)
 
-    def _shifts(self, view: GraphView, biases: list[Bias], seen: Calibration) -> Mapping[str, NDArray[np.float64]]:
-        """Return what to add to the outputs of quantized layers; it depends on all that is quantized, and how."""
+    def _shifts(
+        self, view: GraphView, sites: Sequence[str], biases: list[Bias], seen: Calibration
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """Return what to add to the outputs of the quantized layers ``sites``; it depends on all of these, and how."""
         if not biases or not self._corrects(view, seen) or seen.means is None or seen.is_skewed():
             return {}
         names = [str(bias.output.name) for bias in biases]
-        key = tuple(names), tuple(sorted(view.demotions.items())), tuple(sorted(view.vetoes))
+        key = tuple(sorted(sites)), tuple(sorted(view.demotions.items())), tuple(sorted(view.vetoes))
         if key not in seen.shifts:
             seen.shifts[key] = seen.means.narrowed(names).shifts(view.model, lambda: seen.data.batches(self.samples))
         return seen.shifts[key]
@@ -200,9 +202,13 @@ class QuantizeActivations(Pass):
         def measure(sites: Sequence[str]) -> float:
             key = tuple(sorted(sites)), tuple(sorted(view.demotions.items()))
             if key not in seen.ratios:
-                trial = GraphView(view.model.copy(), view.vetoes, demotions=view.demotions)
+                trial = GraphView(view.model.copy(), view.vetoes, demotions=view.demotions, memory=view.memory)
                 chosen = [layer for layer in self._layers(trial)[0] if trial.site(layer.node) in sites]
-                for bias in self._apply(trial, chosen, seen)[1]:
+                biases = self._apply(trial, chosen, seen)[1]
+                trial.edit.settle()
+                shifts = self._shifts(trial, sites, biases, seen)
+                for bias in biases:
+                    bias.shift = shifts.get(str(bias.output.name))
                     bias.write(trial)
                 trial.edit.settle()
                 seen.ratios[key] = worst_sqnr(trial.model, feeds, expected)
@@ -226,7 +232,7 @@ class QuantizeActivations(Pass):
     def _apply(self, view: GraphView, layers: list[_Layer], seen: Calibration) -> tuple[list[Rewritten], list[Bias]]:
         """Quantize these layers and what lies between them; return what was done, and biases to be written."""
         every = [layer.node for layer in layers]
-        placement, affine = place(view, every), TARGETS[self.target].affine(view.opset)
+        placement, affine = place(view, every), TARGETS[self.target].activations
         scales = choose_scales(view, placement, every, seen, affine, self.range, self.percentile)
         found: dict[str, Rewritten] = {}
         biases: list[Bias] = []

@@ -15,6 +15,10 @@ from .placement import Placement, parameters
 from .reach import end
 
 
+_ALIKE = 1.5
+"""How much coarser a scale may be for the sake of sharing it: a loss of 3.5 dB at most."""
+
+
 @dataclass(frozen=True)
 class Scale:
     """How a group of tensors is quantized: scale and zero point, and the rule if it is another than asked for."""
@@ -36,7 +40,18 @@ def choose_scales(
     rule: str,
     percentile: float,
 ) -> dict[int, Scale]:
-    """Return how each tensor is quantized, by its id: by ``rule``, or by the best for a demoted layer."""
+    """Return how each tensor is quantized, by its id: by ``rule``, or by the best for a demoted layer.
+
+    What a Concat reads shares its scale if nothing else reads it, or if its own would not be much finer. A source with
+    a small range that layers read too keeps its own: one scale for both would leave it a few levels.
+    """
+    for concat in placement.concats:
+        out = concat.outputs[0]
+        whole = _shared([str(out.name)], seen, affine, rule, percentile).scale
+        for source in (tensor for tensor in concat.inputs if not tensor.is_empty()):
+            own = _shared([str(source.name)], seen, affine, rule, percentile).scale
+            if whole <= _ALIKE * own or placement.feeds_only(view, source, concat):
+                placement.join(source, out)
     careful = {
         placement.root(tensor)
         for layer in layers
