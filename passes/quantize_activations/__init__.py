@@ -20,6 +20,7 @@ from graphopt.runtime.session import Session
 
 from .bias import Bias, find_bias, with_room_for
 from .calibration import Calibration
+from .kernels import joins_rows
 from .placement import Placement, insert, normalize_kernels, place
 from .reach import end
 from .scales import Scale, choose_scales
@@ -187,6 +188,12 @@ class QuantizeActivations(Pass):
         for data in (use.layer.inputs[0] for use in weight.uses):
             if is_dequantized(view, data) or view.producer(data, "DequantizeLinear"):
                 raise Skip(f"{data.name!r} is quantized already")
+            if (
+                TARGETS[self.target].loads_openvino
+                and is_op(operands[0].layers[0], "MatMul")
+                and joins_rows(view, data)
+            ):
+                raise Skip(f"{data.name!r} joins rows, and OpenVINO loads no integer product of these")
             if view.array(data) is not None:
                 raise Skip(f"{data.name!r} is constant, fold constants first")
         return operands

@@ -14,7 +14,6 @@ from .calibration import Calibration
 from .placement import Placement, parameters
 from .reach import end
 
-
 _ALIKE = 1.5
 """How much coarser a scale may be for the sake of sharing it: a loss of 3.5 dB at most."""
 
