@@ -32,6 +32,19 @@ PEERS = {
 }
 
 
+AT_RUN_TIME = """
+import onnx, onnxruntime as r, sys, tempfile
+s = r.SessionOptions()
+s.log_severity_level = 4
+with tempfile.TemporaryDirectory() as folder:
+    s.optimized_model_filepath = f"{folder}/optimized.onnx"
+    s.add_session_config_entry("session.optimized_model_external_initializers_file_name", "weights")
+    s.add_session_config_entry("session.optimized_model_external_initializers_min_size_in_bytes", "1024")
+    r.InferenceSession(sys.argv[1], s, ["CPUExecutionProvider"])
+    onnx.save(onnx.load(s.optimized_model_filepath, load_external_data=False), sys.argv[2])
+"""
+
+
 COUNT = """
 import onnx, sys
 def count(nodes):
@@ -44,9 +57,13 @@ print(count(model.graph.node) + sum(count(function.node) for function in model.f
 
 @dataclass(frozen=True)
 class Run:
-    """One tool on one model: nodes of the result (None if there is none), wall and CPU time, peak memory, file size."""
+    """One tool on one model: nodes of the result (None if there is none), time, peak memory, file size.
+
+    ``nodes`` are those in the file, ``run`` those that ONNX Runtime runs of it with default options.
+    """
 
     nodes: int | None
+    run: int | None
     seconds: float
     cpu_seconds: float
     megabytes: float
@@ -59,6 +76,13 @@ def count_nodes(path: Path) -> int:
     In a process of its own: a process's peak memory is inherited by those it starts, so this one stays small.
     """
     return int(subprocess.run([sys.executable, "-c", COUNT, path], check=True, capture_output=True).stdout)
+
+
+def count_at_run_time(path: Path) -> int | None:
+    """Count the nodes that are left after ONNX Runtime's default optimizations; None if it does not load the model."""
+    with tempfile.NamedTemporaryFile(suffix=".onnx") as dump:
+        done = subprocess.run([sys.executable, "-c", AT_RUN_TIME, path, dump.name], capture_output=True)
+        return count_nodes(Path(dump.name)) if done.returncode == 0 else None
 
 
 def measure(command: Sequence[str], target: Path, bytecode: Path) -> Run:
@@ -77,6 +101,7 @@ def measure(command: Sequence[str], target: Path, bytecode: Path) -> Run:
     wrote = target.exists() and process.returncode == 0
     return Run(
         count_nodes(target) if wrote else None,
+        count_at_run_time(target) if wrote else None,
         seconds,
         usage.ru_utime + usage.ru_stime,
         usage.ru_maxrss / 1024,
@@ -104,13 +129,13 @@ def main() -> None:
     tools = [tool for tool in options.tools if options.peers or tool not in PEERS]
     sources = [file for path in options.models for file in (sorted(path.glob("*.onnx")) if path.is_dir() else [path])]
     table: dict[str, dict[str, dict[str, float | int | None]]] = {}
-    print("nodes / seconds / CPU seconds / MB  ", " | ".join(tools))
+    print("nodes in the file / at run time / seconds / CPU seconds / MB  ", " | ".join(tools))
     with tempfile.TemporaryDirectory() as folder:
         target, bytecode = Path(folder) / "clean.onnx", Path(folder) / "bytecode"
         for tool in tools:  # not counted: it fills the bytecode and the page cache
             measure(command(tool, options.peers or "", sources[0], target), target, bytecode)
         for source in sources:
-            before = count_nodes(source)
+            before, run_before = count_nodes(source), count_at_run_time(source)
             runs = {}
             for tool in tools:
                 call = command(tool, options.peers or "", source, target)
@@ -118,11 +143,12 @@ def main() -> None:
                     (measure(call, target, bytecode) for _ in range(options.repeat)), key=lambda run: run.cpu_seconds
                 )
             cells = [
-                f"{run.nodes} / {run.seconds:.2f} / {run.cpu_seconds:.2f} / {run.megabytes:.0f}"
+                f"{run.nodes} / {run.run} / {run.seconds:.2f} / {run.cpu_seconds:.2f} / {run.megabytes:.0f}"
                 for run in runs.values()
             ]
-            print(f"{source.stem} {before} -> ", " | ".join(cells), flush=True)
-            table[source.stem] = {"before": {"nodes": before}} | {tool: vars(run) for tool, run in runs.items()}
+            print(f"{source.stem} {before} / {run_before} -> ", " | ".join(cells), flush=True)
+            original = {"nodes": before, "run": run_before}
+            table[source.stem] = {"before": original} | {tool: vars(run) for tool, run in runs.items()}
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
 

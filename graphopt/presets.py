@@ -24,6 +24,7 @@ PRESETS = {
         (
             "inline-functions",
             "fold-constants",
+            "fuse-operators",
             "eliminate-noops",
             "fold-batchnorm",
             "fold-affine",

@@ -9,6 +9,7 @@ from graphopt.graph.noops.bypass import BYPASSES
 from graphopt.graph.noops.merge import MERGES
 from graphopt.graph.noops.place import Place
 from graphopt.graph.noops.zero_sign import ZeroSigns
+from graphopt.graph.spelled_out import keep_spelled_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,8 @@ class EliminateNoops(Pass):
 
     Refused: x + 0.0 where a division further on would make Inf of one and -Inf of the other; Dropout in training, or
     whose mask is used; casts that lose something on the way; an Identity that hands a graph input, an initializer or
-    another output to a graph output.
+    another output to a graph output; a gain of ones, a shift of zeros or a factor that belongs to an operator spelled
+    out in several nodes, which runtimes compute as one only as long as it is whole.
     """
 
     name = "eliminate-noops"
@@ -45,6 +47,7 @@ class EliminateNoops(Pass):
 
     def run(self, view: GraphView) -> PassResult:
         """Sweep over the graph until nothing more is found."""
+        keep_spelled_out(view)
         rewritten: list[Rewritten] = []
         facts = view.facts  # what holds of a tensor holds as long as the tensor is there
         while True:

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
-from graphopt import FloatExact, GraphView, SitePass, Skip, option
+from graphopt import FloatExact, GraphView, PassResult, SitePass, Skip, option
 from graphopt.graph import affine as algebra
 from graphopt.graph.affine import Change
+from graphopt.graph.spelled_out import keep_spelled_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class FoldAffine(SitePass):
     Refused, with the reason: what would add as many nodes as it removes (the bias of a MatMul stays an Add); a constant
     that broadcasts its operand, divides by zero, is not finite, or would overflow a weight; a tensor on the way that
     something else reads or that a graph gives out; a shift in front of a padded Conv; a large weight that others read
-    too, such as a tied embedding.
+    too, such as a tied embedding; what belongs to a normalization, a GELU, a HardSwish or a scale of attention scores
+    that is spelled out in several nodes, which runtimes compute as one only as long as it is whole.
     """
 
     name = "fold-affine"
@@ -35,6 +37,11 @@ class FoldAffine(SitePass):
 
     norms: bool = option(True, "Also move the scale and bias of normalizations into the layers that read them.")
     max_growth: int = option(1 << 20, "Leave alone what would store more bytes of shared weights again.", minimum=0)
+
+    def run(self, view: GraphView) -> PassResult:
+        """Fold what does not belong to an operator that is spelled out."""
+        keep_spelled_out(view)
+        return super().run(view)
 
     def sites(self, view: GraphView) -> Iterator[gs.Node]:
         """Yield the arithmetic with constants, and the normalizations that scale or shift."""

@@ -60,11 +60,12 @@ class Writer:
     def write(self, quantized: Quantized, form: Representation, rank: int | None = None) -> None:
         """Make the readers of the tensor read its quantized form; the float tensor stays only in the form ``qdq``.
 
-        A Cast follows where the type of the scales is not the type of the tensor. ``rank`` (not in the form ``qdq``)
-        stores integers of that rank, with axes of size one in front or without those at the end; a Reshape follows.
+        A Cast follows where the type of the scales is not the type of the tensor. ``rank`` stores integers of that rank
+        (in the form ``qdq`` floats), with more axes of size one in front, or without those in front or at the end; a
+        Reshape follows.
         """
         result = whole = self._result(form)
-        if rank is not None and form != "qdq":
+        if rank is not None:
             result = self._view.edit.variable(f"{self._name}_m")
             self._add("Reshape", [result, self._constant("h", np.array(quantized.levels.shape, np.int64))], whole)
             quantized = _of_rank(quantized, rank)
@@ -162,10 +163,15 @@ class Writer:
         if zero is None:
             zero = np.zeros(quantized.scale.shape, quantized.affine.kind.dtype)
         parameters = [self._constant("s", quantized.scale), self._constant("z", zero)]
-        wide = self._source
+        floats = self._source
+        if self._view.shape(floats) not in (None, quantized.levels.shape):
+            floats = self._view.edit.variable(f"{self._name}_r")
+            shape = self._constant("hr", np.array(quantized.levels.shape, np.int64))
+            self._add("Reshape", [self._source, shape], floats)
+        wide = floats
         if quantized.scale.dtype != self._dtype:
             wide = self._view.edit.variable(f"{self._name}_w")
-            self._add("Cast", [self._source], wide, to=_onnx_type(quantized.scale.dtype))
+            self._add("Cast", [floats], wide, to=_onnx_type(quantized.scale.dtype))
         levels = self._view.edit.variable(f"{self._name}_q")
         self._add("QuantizeLinear", [wide, *parameters], levels, **_axis(quantized.grouping))
         self._add("DequantizeLinear", [levels, *parameters], out, **_axis(quantized.grouping))
@@ -240,19 +246,24 @@ def _turned(quantized: Quantized) -> Quantized:
 
 
 def _of_rank(quantized: Quantized, rank: int) -> Quantized:
-    """Put axes of size one in front, or drop those at the end."""
-    more, grouping, zero = rank - quantized.levels.ndim, quantized.grouping, quantized.zero_point
+    """Put axes of size one in front, or drop those at the end or else those in front."""
+    shape, grouping, zero = quantized.levels.shape, quantized.grouping, quantized.zero_point
+    at_end = len(shape) > rank and all(size == 1 for size in shape[rank:])
+    more = 0 if at_end else rank - len(shape)
 
     def fitted(values: NDArray[Any]) -> NDArray[Any]:
-        whole = values.ndim == quantized.levels.ndim
-        return values if not whole else values.reshape((1,) * more + values.shape if more > 0 else values.shape[:rank])
+        if values.ndim != len(shape):
+            return values
+        if at_end:
+            return values.reshape(values.shape[:rank])
+        return values.reshape((1,) * more + values.shape[max(-more, 0) :])
 
     return replace(
         quantized,
         levels=fitted(quantized.levels),
         scale=fitted(quantized.scale),
         zero_point=None if zero is None else fitted(zero),
-        grouping=replace(grouping, axis=None if grouping.axis is None else grouping.axis + max(more, 0)),
+        grouping=replace(grouping, axis=None if grouping.axis is None else grouping.axis + more),
     )
 
 

@@ -13,6 +13,8 @@ def other_rank(view: GraphView, layer: gs.Node, quantized: Quantized) -> int | N
     shape = quantized.levels.shape
     if _turns_into_a_matrix_product(view, layer, shape):
         return 2
+    if _leads_with_ones(layer, shape):
+        return len(shape) - _leading_ones(shape)
     return 3 if _is_misread(layer, quantized) else None
 
 
@@ -29,6 +31,20 @@ def _is_misread(layer: gs.Node, quantized: Quantized) -> bool:
         and is_op(layer, "MatMul", "Gemm")
         and not layer.attrs.get("transB", 0)
     )
+
+
+def _leads_with_ones(layer: gs.Node, shape: tuple[int, ...]) -> bool:
+    """Whether OpenVINO (2026.4) could not load a matrix product whose integers have two axes of size one in front.
+
+    It computes such a product on the integers, and counts one axis of size one at most.
+    """
+    return is_op(layer, "MatMul") and _leading_ones(shape) > 1
+
+
+def _leading_ones(shape: tuple[int, ...]) -> int:
+    """Return how many axes of size one are in front of a matrix."""
+    batch = shape[:-2]
+    return next((axis for axis, size in enumerate(batch) if size != 1), len(batch))
 
 
 def _turns_into_a_matrix_product(view: GraphView, layer: gs.Node, shape: tuple[int, ...]) -> bool:

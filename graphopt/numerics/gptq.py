@@ -16,7 +16,8 @@ def gptq(
 ) -> tuple[Array, Floats]:
     """Quantize a weight [M, K] that multiplies rows with the Gram matrix ``gram`` [K, K], the sum of a a^T.
 
-    Columns are rounded from the most to the least excited one. A column that nothing excites is rounded to nearest.
+    Columns are rounded from the most to the least excited one. A column that nothing excites is rounded to nearest. A
+    weight of zero stays zero and takes over no error: what was pruned, in a pattern or not, stays so.
 
     Args:
         weight: The values.
@@ -34,6 +35,7 @@ def gptq(
     scale = np.broadcast_to(scale, weight.shape)[:, order]
     zero = np.broadcast_to(zero, weight.shape)[:, order]
     factor = _factor(gram[np.ix_(order, order)], damping)
+    free = left != 0
     levels = np.empty(left.shape, affine.kind.dtype)
     real = np.empty_like(left)
     for start in range(0, left.shape[1], _COLUMNS):
@@ -44,9 +46,9 @@ def gptq(
             levels[:, part] = affine.quantize(left[:, part], scale[:, part], zero[:, part])
             real[:, part] = affine.dequantize(levels[:, part], scale[:, part], zero[:, part])
             error = (left[:, column] - real[:, column]) / factor[column, column]
-            left[:, column:stop] -= np.outer(error, factor[column, column:stop])
+            left[:, column:stop] -= np.outer(error, factor[column, column:stop]) * free[:, column:stop]
             errors[:, column - start] = error
-        left[:, stop:] -= errors @ factor[start:stop, stop:]
+        left[:, stop:] -= (errors @ factor[start:stop, stop:]) * free[:, stop:]
     back = np.argsort(order, kind="stable")
     return levels[:, back], real[:, back]
 

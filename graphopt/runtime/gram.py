@@ -96,16 +96,20 @@ class Seen:
         """Return the weight that makes up for what the layers before have lost, where that can be learnt.
 
         It is the one of least ``|A w'^T - Y|^2 + damping |w' - w|^2``. A layer that sees few rows would learn them by
-        heart, so the damping is the one that is best on the samples that are set aside, or the weight stays.
+        heart, so the damping is the one that is best on the samples that are set aside, or the weight stays. What is
+        zero stays zero.
         """
         learnt, aside = self.moments
         if not learnt.rows or not aside.rows:
             return weight
         kept = Layer(weight, corrected_bias(learnt, weight) if corrected else np.zeros(weight.shape[:2]))
-        tries = [ridge(learnt, weight, damping, intercept=corrected) for damping in _DAMPINGS]
+        free = weight != 0
+        tries = [ridge(learnt, weight, damping, free, intercept=corrected) for damping in _DAMPINGS]
         errors = [float(aside.error(each.weight, each.bias).sum()) for each in (*tries, kept)]
         best = int(np.argmin(errors))
-        return weight if best == len(tries) else ridge(total, weight, _DAMPINGS[best], intercept=corrected).weight
+        if best == len(tries):
+            return weight
+        return ridge(total, weight, _DAMPINGS[best], free, intercept=corrected).weight
 
     @property
     def _factor(self) -> float:

@@ -7,7 +7,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.evaluate import evaluate
-from graphopt.graph.slots import weight_slots
+from graphopt.graph.slots import rank_of, weight_slots
 from graphopt.graph.view import GraphView, is_op
 from graphopt.graph.weights import Weight, computed_from, is_stored, require_weight
 from graphopt.result import Skip
@@ -43,7 +43,13 @@ class Operand:
         source, home = self.weight.source, self.weight.home
         meant = {id(node) for node in layers}
         direct = all(past_identities(view, use.layer.inputs[1]) is source for use in self.weight.uses)
-        if not direct or not is_stored(view, source) or any(id(use.layer) not in meant for use in self.weight.uses):
+        fits = tuple(source.shape or ()) == self.values.shape if isinstance(source, gs.Constant) else True
+        if (
+            not fits
+            or not direct
+            or not is_stored(view, source)
+            or any(id(use.layer) not in meant for use in self.weight.uses)
+        ):
             source, home = view.edit.constant(self.name, self.values), view.model.graph
         for node in layers:
             if node.inputs[1] is not source:
@@ -67,6 +73,7 @@ def require_operands(view: GraphView, weight: Weight) -> list[Operand]:
         if values is None or _is_joined(view, read):
             raise Skip(f"{weight.source.name!r} lies behind {read.inputs[0].op}, fold constants first")
         axis = next((slot.channel for slot in weight_slots(view, node) if slot.index == 1), None)
+        values, axis = _as_matrix(view, node, values, axis)
         same = next((each for each in operands if np.array_equal(each.values, values)), None)
         if same is None:
             operands.append(Operand(weight, values, axis, [node]))
@@ -74,6 +81,23 @@ def require_operands(view: GraphView, weight: Weight) -> list[Operand]:
             same.layers.append(node)
             same.axis = axis if axis == same.axis else None
     return operands
+
+
+def _as_matrix(
+    view: GraphView, node: gs.Node, values: NDArray[np.generic], axis: int | None
+) -> tuple[NDArray[np.generic], int | None]:
+    """Return a MatMul's weight without axes of size one in front, where the product is the same, and its channel axis.
+
+    Integer kernels take scales per channel for matrices only: a stack of several matrices gets one scale.
+    """
+    batch = values.ndim - 2
+    if not is_op(node, "MatMul") or batch < 1:
+        return values, axis
+    if any(size != 1 for size in values.shape[:batch]):
+        return values, None
+    if (rank_of(view, node.inputs[0]) or 0) < values.ndim:
+        return values, None
+    return values.reshape(values.shape[batch:]), None if axis is None else axis - batch
 
 
 def past_identities(view: GraphView, tensor: gs.Tensor) -> gs.Tensor:

@@ -20,6 +20,7 @@ from graphopt.runtime.session import Session
 
 from .bias import Bias, find_bias, with_room_for
 from .calibration import Calibration
+from .kernels import joins_rows
 from .placement import Placement, insert, normalize_kernels, place
 from .reach import end
 from .scales import Scale, choose_scales
@@ -112,7 +113,7 @@ class QuantizeActivations(Pass):
         layers = [layer for layer in layers if view.site(layer.node) not in skipped]
         rewritten, biases = self._apply(view, layers, seen)
         view.edit.settle()
-        shifts = self._shifts(view, biases, seen)
+        shifts = self._shifts(view, [done.site for done in rewritten], biases, seen)
         for bias in biases:
             bias.shift = shifts.get(str(bias.output.name))
             bias.write(view)
@@ -141,12 +142,14 @@ class QuantizeActivations(Pass):
         """Whether biases are corrected; while sites are only ranked by what they cost, they are not."""
         return self.bias_correction and seen.corrects and not view.memory.get("probing", False)
 
-    def _shifts(self, view: GraphView, biases: list[Bias], seen: Calibration) -> Mapping[str, NDArray[np.float64]]:
-        """Return what to add to the outputs of quantized layers; it depends on all that is quantized, and how."""
+    def _shifts(
+        self, view: GraphView, sites: Sequence[str], biases: list[Bias], seen: Calibration
+    ) -> Mapping[str, NDArray[np.float64]]:
+        """Return what to add to the outputs of the quantized layers ``sites``; it depends on all of these, and how."""
         if not biases or not self._corrects(view, seen) or seen.means is None or seen.is_skewed():
             return {}
         names = [str(bias.output.name) for bias in biases]
-        key = tuple(names), tuple(sorted(view.demotions.items())), tuple(sorted(view.vetoes))
+        key = tuple(sorted(sites)), tuple(sorted(view.demotions.items())), tuple(sorted(view.vetoes))
         if key not in seen.shifts:
             seen.shifts[key] = seen.means.narrowed(names).shifts(view.model, lambda: seen.data.batches(self.samples))
         return seen.shifts[key]
@@ -192,6 +195,12 @@ class QuantizeActivations(Pass):
         for data in (use.layer.inputs[0] for use in weight.uses):
             if is_dequantized(view, data) or view.producer(data, "DequantizeLinear"):
                 raise Skip(f"{data.name!r} is quantized already")
+            if (
+                TARGETS[self.target].loads_openvino
+                and is_op(operands[0].layers[0], "MatMul")
+                and joins_rows(view, data)
+            ):
+                raise Skip(f"{data.name!r} joins rows, and OpenVINO loads no integer product of these")
             if view.array(data) is not None:
                 raise Skip(f"{data.name!r} is constant, fold constants first")
         return operands
@@ -207,9 +216,13 @@ class QuantizeActivations(Pass):
         def measure(sites: Sequence[str]) -> float:
             key = tuple(sorted(sites)), tuple(sorted(view.demotions.items()))
             if key not in seen.ratios:
-                trial = GraphView(view.model.copy(), view.vetoes, demotions=view.demotions)
+                trial = GraphView(view.model.copy(), view.vetoes, demotions=view.demotions, memory=view.memory)
                 chosen = [layer for layer in self._layers(trial)[0] if trial.site(layer.node) in sites]
-                for bias in self._apply(trial, chosen, seen)[1]:
+                biases = self._apply(trial, chosen, seen)[1]
+                trial.edit.settle()
+                shifts = self._shifts(trial, sites, biases, seen)
+                for bias in biases:
+                    bias.shift = shifts.get(str(bias.output.name))
                     bias.write(trial)
                 trial.edit.settle()
                 seen.ratios[key] = worst_sqnr(trial.model, feeds, expected)
@@ -233,7 +246,7 @@ class QuantizeActivations(Pass):
     def _apply(self, view: GraphView, layers: list[_Layer], seen: Calibration) -> tuple[list[Rewritten], list[Bias]]:
         """Quantize these layers and what lies between them; return what was done, and biases to be written."""
         every = [layer.node for layer in layers]
-        placement, affine = place(view, every), TARGETS[self.target].affine(view.opset)
+        placement, affine = place(view, every), TARGETS[self.target].activations
         scales = choose_scales(view, placement, every, seen, affine, lambda site: self._rule(view, site))
         found: dict[str, Rewritten] = {}
         biases: list[Bias] = []

@@ -2,6 +2,7 @@
 
 import onnx_graphsurgeon as gs
 
+from graphopt.graph.slots import rank_of
 from graphopt.graph.view import GraphView, is_op
 
 SAME_SCALE = (
@@ -31,6 +32,16 @@ def is_misread(node: gs.Node) -> bool:
         return False
     dilates = any(step != 1 for step in node.attrs.get("dilations", ()))
     return dilates or bool(node.attrs.get("ceil_mode", 0) and node.attrs.get("count_include_pad", 0))
+
+
+def joins_rows(view: GraphView, tensor: gs.Tensor) -> bool:
+    """Whether a tensor of rows comes out of a Concat along axis 1: a class token and patches.
+
+    OpenVINO 2026.4 loads no MatMul of such a tensor if it has a zero point: it quantizes before the Concat instead,
+    where the zero points then differ from row to row.
+    """
+    node, rank = view.producer(tensor, "Concat"), rank_of(view, tensor)
+    return node is not None and rank is not None and rank > 2 and node.attrs.get("axis", 1) % rank == 1
 
 
 def normalize(node: gs.Node) -> None:

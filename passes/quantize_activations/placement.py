@@ -28,6 +28,7 @@ class Placement:
         bound: The ids of those that an integer kernel computes: all readers get the quantized copy, there is no other.
         kernels: The ids of the operators that are computed on integers beside the layers.
         layers: The ids of the layers.
+        concats: Those of the kernels that put several tensors together, each behind what it reads.
     """
 
     layers: set[int]
@@ -35,6 +36,7 @@ class Placement:
     parent: dict[int, int] = field(default_factory=dict)
     bound: set[int] = field(default_factory=set)
     kernels: set[int] = field(default_factory=set)
+    concats: list[gs.Node] = field(default_factory=list)
 
     def add(self, tensor: gs.Tensor, *, bound: bool = False) -> None:
         """Quantize a tensor."""
@@ -67,6 +69,17 @@ class Placement:
             found.setdefault(self.root(tensor), []).append(tensor)
         return list(found.values())
 
+    def feeds_only(self, view: GraphView, tensor: gs.Tensor, reader: gs.Node) -> bool:
+        """Whether all that reads the quantized group of a tensor is ``reader`` and what shares the group's scale."""
+        group = self.root(tensor)
+        return all(
+            node is reader or any(out in self and self.root(out) == group for out in node.outputs)
+            for member in self.tensors.values()
+            if self.root(member) == group
+            for node in view.readers(member)
+            if not is_shape_question(node)
+        )
+
     def reads(self, node: gs.Node, slot: int, tensor: gs.Tensor) -> bool:
         """Whether a reader of a quantized tensor gets the quantized copy."""
         return id(tensor) in self.bound or id(node) in self.kernels or (id(node) in self.layers and slot == 0)
@@ -80,7 +93,7 @@ def place(view: GraphView, layers: list[gs.Node]) -> Placement:
        gives out integers only. Where a comparison, a choice or an output of the model reads it, it stays float.
     3. Residual additions of two quantized tensors, and averages of one, if a layer reads the result: their outputs.
     4. What operators that only move values, or take the largest, make of a quantized tensor on the way to a layer, with
-       the same scale.
+       the same scale; a Concat of several has a scale that ``choose_scales`` shares where that costs little.
 
     So a tensor that the model gives out stays float, and so does all that leads from the last layer to the outputs.
     """
@@ -113,8 +126,10 @@ def _place_kernel(view: GraphView, placement: Placement, reach: Reach, node: gs.
     placement.kernels.add(id(node))
     for out in outputs:
         placement.add(out, bound=bound)
-    if moves:
-        for tensor in [*sources[1:], *outputs]:
+    if is_op(node, "Concat") and len(sources) > 1:
+        placement.concats.append(node)
+    elif moves:
+        for tensor in outputs:
             placement.join(tensor, sources[0])
 
 

@@ -14,6 +14,9 @@ from .calibration import Calibration
 from .placement import Placement, parameters
 from .reach import end
 
+_ALIKE = 1.5
+"""How much coarser a scale may be for the sake of sharing it: a loss of 3.5 dB at most."""
+
 
 @dataclass(frozen=True)
 class Scale:
@@ -39,7 +42,17 @@ def choose_scales(
 
     ``rule_of`` gives the rule and the percentile of a site. Tensors with one scale go by the rule of the first layer
     that reads them, or else of the first that gives them out.
+
+    What a Concat reads shares its scale if nothing else reads it, or if its own would not be much finer. A source with
+    a small range that layers read too keeps its own: one scale for both would leave it a few levels.
     """
+    for concat in placement.concats:
+        out = concat.outputs[0]
+        whole = _shared([str(out.name)], seen, affine, *rule_of("")).scale
+        for source in (tensor for tensor in concat.inputs if not tensor.is_empty()):
+            own = _shared([str(source.name)], seen, affine, *rule_of("")).scale
+            if whole <= _ALIKE * own or placement.feeds_only(view, source, concat):
+                placement.join(source, out)
     careful: set[int] = set()
     rules: dict[int, tuple[str, float]] = {}
     layers = list(layers)

@@ -15,19 +15,14 @@ class Target:
     layers: tuple[str, ...]
     activations: Affine
     bias: bool = True
-
-    def affine(self, opset: int) -> Affine:
-        """Return the form of activations.
-
-        On x86, ONNX Runtime 1.32 makes uint8 of int8, and from opset 21 on a QuantizeLinear that it has moved past a
-        Reshape or Transpose does not load then. So there int8 with a zero point of its own is written as uint8.
-        """
-        return UNSIGNED if opset >= 21 and not self.activations.symmetric else self.activations
+    loads_openvino: bool = False
 
 
 TARGETS = {
     "cpu": Target(("Conv", "Gemm", "MatMul"), UNSIGNED),
-    "openvino": Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), UNSIGNED, bias=False),
+    "openvino": Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), UNSIGNED, bias=False, loads_openvino=True),
     "tensorrt": Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), EIGHT_BITS, bias=False),
-    "generic": Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), Affine(TYPES["int8"], symmetric=False)),
+    "generic": Target(("Conv", "ConvTranspose", "Gemm", "MatMul"), UNSIGNED, loads_openvino=True),
 }
+"""Only TensorRT gets signed activations, as it wants zero points of 0. OpenVINO 2026.4 misreads a Concat of int8
+tensors, whatever their scales and zero points, and ONNX Runtime on x86 makes uint8 of int8 anyway."""

@@ -251,6 +251,9 @@ class QuantizeWeights(Pass):
         recurrent = next((use.layer.op for use in weight.uses if use.layer.op in _RECURRENT), None)
         if self.representation == "qdq" and recurrent is not None:
             raise Skip(f"OpenVINO loads no {recurrent} that reads {name!r} behind QuantizeLinear, the form dq does it")
+        deep = len(view.shape(weight.source) or ()) > 2 and any(use.layer.op == "Einsum" for use in weight.uses)
+        if self.representation == "qdq" and deep:
+            raise Skip(f"OpenVINO loads no Einsum that reads {name!r} behind QuantizeLinear, the form dq does it")
         if recurrent is not None and _has_quantized_activations(view):
             raise Skip(f"OpenVINO loads no {recurrent} with {name!r} as integers where activations are quantized")
         if (cone := computed_from(view, weight)) is not None:

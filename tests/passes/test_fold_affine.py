@@ -33,9 +33,9 @@ CASES: dict[str, tuple[str, Arrays, dict[str, int]]] = {
         {"w": draw(4, 3, 3, 3), "s": np.array([51, 58, 57], np.float32).reshape(3, 1, 1), "t": np.float32(127.5)},
         {"Conv": 1, "Pad": 1},
     ),
-    "scale of attention scores": (
-        "g (float[N,5,4] x) => (float[N,5,5] y) { q = MatMul(x, w) r = Add(q, t) k = MatMul(x, v) "
-        "u = Transpose<perm=[0,2,1]>(k) p = MatMul(r, u) d = Div(p, s) y = Softmax<axis=-1>(d) }",
+    "scale of queries": (
+        "g (float[N,5,4] x) => (float[N,5,5] y) { q = MatMul(x, w) r = Add(q, t) d = Div(r, s) k = MatMul(x, v) "
+        "u = Transpose<perm=[0,2,1]>(k) p = MatMul(d, u) y = Softmax<axis=-1>(p) }",
         {"w": draw(4, 4), "v": draw(4, 4, seed=1), "t": draw(4), "s": np.float32(2.5)},
         {"MatMul": 3, "Add": 1, "Transpose": 1, "Softmax": 1},
     ),

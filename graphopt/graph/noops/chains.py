@@ -152,6 +152,8 @@ def merge_scalings(place: Place) -> str | None:
         before = place.view.producer(place.node.inputs[1 - own], "Mul")
     if own is None or before is None or not place.is_private(place.node.inputs[1 - own]):
         return None
+    if place.view.site(before) in place.view.vetoes:
+        return None
     other = _scalar_slot(place, before)
     if other is None:
         return None
