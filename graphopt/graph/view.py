@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.borders import Borders
-from graphopt.graph.constants import fixed_values
+from graphopt.graph.constants import Inputs, fixed_values, why_unknown
 from graphopt.graph.edit import Edit
 from graphopt.graph.shapes import Shape, infer_shapes
 from graphopt.graph.symbolic import Facts
@@ -168,17 +168,17 @@ class GraphView:
         Raises:
             Skip: A tensor is absent, not constant, not numeric, or holds NaN or Inf.
         """
-        return [require_found(self.array(tensor), tensor) for tensor in tensors]
+        return [require_found(self.array(tensor), tensor, self) for tensor in tensors]
 
 
-def require_found(values: NDArray[np.generic] | None, tensor: gs.Tensor) -> NDArray[np.float64]:
+def require_found(values: NDArray[np.generic] | None, tensor: gs.Tensor, inputs: Inputs) -> NDArray[np.float64]:
     """Return what was found of a tensor's values as float64.
 
     Raises:
         Skip: Nothing was found, or the values are not numeric or hold NaN or Inf.
     """
     if values is None:
-        raise Skip(f"{tensor.name!r} is not constant")
+        raise Skip(f"{tensor.name!r} {why_unknown(tensor, inputs) or 'is not constant'}")
     return widen(values, str(tensor.name))
 
 
