@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from graphopt import GraphView, Lossy, OptionError, Pass, PassResult, Rewritten, Skip, Skipped, option
 from graphopt.distill.saliency import gradient_saliency
 from graphopt.errors import GraphoptError
-from graphopt.graph.weights import MOVES, Weight, WeightUse, find_weights, is_float, require_weight
+from graphopt.graph.dequantize import is_dequantized
+from graphopt.graph.weights import MOVES, Weight, WeightUse, find_weights, is_float, is_stored, require_weight
 from graphopt.numerics.sparsity import below, order, pattern_mask, smallest_limit
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -177,9 +178,11 @@ class ZeroWeights(Pass):
 
 
 def _is_site(view: GraphView, weight: Weight) -> bool:
-    """Whether to report on a weight: whatever is stored as floats, and what a convolution reads in any case."""
-    values = view.array(weight.source)
-    return is_float(values.dtype) if values is not None else any(use.layer.op in LAYERS[:2] for use in weight.uses)
+    """Whether to report on a weight: whatever is stored, as integers too, and what a convolution reads in any case."""
+    if (values := view.array(weight.source)) is not None:
+        return is_float(values.dtype)
+    known = is_stored(view, weight.source) or is_dequantized(view, weight.source)
+    return known or any(use.layer.op in LAYERS[:2] for use in weight.uses)
 
 
 def _tell(view: GraphView, weight: Weight, text: str, story: dict[str, dict[str, None]]) -> None:
