@@ -41,6 +41,7 @@ class PruneChannels(Pass):
 
     name = "prune-channels"
     contract = FloatExact(rtol=1e-4, atol=1e-5)
+    accounts = "operators"
 
     multiple: int = option(
         MULTIPLE, "What counts of channels that 2-D convolutions read stay divisible by; 1 cuts all.", minimum=1

@@ -59,6 +59,7 @@ class ZeroWeights(Pass):
 
     name = "zero-weights"
     contract = Lossy(min_sqnr_db=float("-inf"))
+    accounts = "weights"
 
     criterion: Literal["magnitude", "gradient", "taylor"] = option("magnitude", "What a weight is judged by.")
     ratio: float | None = option(None, "Zero this share of the weights.", minimum=0.0, maximum=1.0)

@@ -63,6 +63,7 @@ class QuantizeActivations(Pass):
 
     name = "quantize-activations"
     contract = Lossy(min_sqnr_db=10.0)
+    accounts = "weights"
     compresses = True
     demotions = ("range",)
 
