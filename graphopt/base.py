@@ -4,7 +4,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import onnx_graphsurgeon as gs
 
@@ -33,6 +33,9 @@ class Pass(ABC):
     "blocks" and "bits". ``view.demotions`` says how many of them a site has to take; a step that a site does not have
     changes nothing. Behind the last step a site is left as it was.
 
+    ``accounts`` says which places the engine adds to the report where the pass has no word for them: "weights" for each
+    layer and each constant of over 1% of the file, "operators" for layers of operators that graphopt does not know.
+
     ``freezes`` says that the pass makes constants of initializers that a caller could override, on purpose.
 
     ``only``, ``skip`` and ``override`` are options of every pass, see ``Choice``; what they leave out is in
@@ -45,6 +48,7 @@ class Pass(ABC):
     compresses: ClassVar[bool] = False
     keeps_facts: ClassVar[bool] = False
     demotions: ClassVar[tuple[str, ...]] = ()
+    accounts: ClassVar[Literal["", "weights", "operators"]] = ""
     freezes: ClassVar[bool] = False
     sitewise: ClassVar[tuple[str, ...]] = ()
 

@@ -31,6 +31,7 @@ PRESETS = {
             "merge-duplicates",
             "fuse-pads",
             "eliminate-dead",
+            "drop-records",
         ),
         fixed_point=True,
         options={"fold-affine": {"norms": False}},

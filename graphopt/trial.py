@@ -11,6 +11,7 @@ from graphopt.contract import Lossy, in_default_session, on_inputs
 from graphopt.demote import Measured, find_a_way, rank
 from graphopt.errors import GraphoptError, ModelError
 from graphopt.graph import GraphView
+from graphopt.graph.account import complete
 from graphopt.graph.symbolic import Facts
 from graphopt.model import Model, fingerprint, raise_opset
 from graphopt.model.exporter import serialized_size
@@ -24,6 +25,7 @@ from graphopt.runtime.feeds import Data
 from graphopt.subject import Subject
 
 CHECK_SAMPLES = 128
+CRASHED = "crashed"
 PROBE_SAMPLES = 8
 MAX_CULPRITS = 16
 MAX_LOSSY_CULPRITS = 4
@@ -92,7 +94,15 @@ class Trial:
         return self.subject.model
 
     def run(self) -> Outcome:
-        """Run the pass, prove its contract and that a compressing pass compresses."""
+        """Run the pass, prove its contract and that a compressing pass compresses, and account for every place."""
+        outcome = self._run()
+        if not self.each.accounts or outcome.failure.startswith(CRASHED):
+            return outcome
+        view = GraphView(self.model)
+        return replace(outcome, result=complete(view, outcome.result, self.each.accounts))
+
+    def _run(self) -> Outcome:
+        """Run the pass and judge it."""
         outcome = self._attempt(self.begin)
         if self.proof is not None:
             for optimize in (False, True) if self.default_session else (False,):
@@ -118,7 +128,7 @@ class Trial:
             result = self.each.apply(view)
         except Exception as error:  # a pass may be anybody's code: its failure is data, the model is untouched
             notes = "".join(f" ({note})" for note in getattr(error, "__notes__", ()))
-            failure = f"crashed: {type(error).__name__}: {error}{notes}"
+            failure = f"{CRASHED}: {type(error).__name__}: {error}{notes}"
             return Outcome(self.model, PassResult(), failure=" ".join(failure.split()), treatment=treatment)
         if result.rewritten:
             facts = view.known_facts if self.each.keeps_facts else None

@@ -43,7 +43,10 @@ class FoldConstants(Pass):
     would take more than they free, those that take the most for each node that they save are left alone. Values of up
     to 256 bytes are not asked.
 
-    Refused: what is random; QuantizeLinear and DequantizeLinear, which keep weights small; initializers that the
+    A QuantizeLinear of a weight is a node like any other: its eight or sixteen bits are stored, and the float weight of
+    a quantization-aware export goes. The DequantizeLinear behind it stays.
+
+    Refused: what is random; DequantizeLinear and DynamicQuantizeLinear, which keep weights small; initializers that the
     caller can override; types that numpy lacks; a value that would add more than ``max_growth`` bytes to the file, or
     any to a file that must not grow; a value whose size cannot be told before it is computed.
     """

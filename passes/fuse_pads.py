@@ -7,6 +7,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from graphopt import FloatExact, GraphView, SitePass, Skip
+from graphopt.graph.constants import why_unknown
 from graphopt.graph.symbolic.attributes import attribute
 
 _NONNEGATIVE = ("Relu", "Sigmoid", "HardSigmoid", "Softmax", "Exp", "Abs")
@@ -100,9 +101,9 @@ def _spatial_amounts(view: GraphView, pad: gs.Node) -> tuple[Sequence[int], Sequ
 def _pad_value(view: GraphView, pad: gs.Node) -> float:
     """Return what a Pad fills with."""
     if len(pad.inputs) > 2 and pad.inputs[2].name:
-        array = view.array(pad.inputs[2])
+        array = view.array(tensor := pad.inputs[2])
         if array is None or array.size != 1:
-            raise Skip(f"the value {pad.inputs[2].name!r} is not constant")
+            raise Skip(f"the value {tensor.name!r} {why_unknown(tensor, view) or 'is not constant'}")
         return float(array.astype(np.float64).reshape(()))
     return float(attribute(pad, "value", 0.0))
 

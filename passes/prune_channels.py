@@ -41,6 +41,7 @@ class PruneChannels(Pass):
 
     name = "prune-channels"
     contract = FloatExact(rtol=1e-4, atol=1e-5)
+    accounts = "operators"
 
     multiple: int = option(
         MULTIPLE, "What counts of channels that 2-D convolutions read stay divisible by; 1 cuts all.", minimum=1
@@ -102,9 +103,13 @@ class PruneChannels(Pass):
 
 
 def _by_site(channels: Channels, chosen: Mask) -> dict[str, int]:
-    """Count coupled groups by their site."""
+    """Count channels by their site: those of the layer that leads each coupled group, which may be a block of them."""
     counts: dict[str, int] = {}
-    for group in np.unique(channels.root[chosen]).tolist():
+    axes = np.searchsorted(np.array(channels.labels.starts), np.arange(len(channels.root)), side="right")
+    groups, first = np.unique(channels.root[chosen], return_index=True)
+    leads = dict(zip(groups.tolist(), np.flatnonzero(chosen)[first].tolist(), strict=True))
+    for group, lead in leads.items():
         site = channels.sites[int(channels.family[group])]
-        counts[site] = counts.get(site, 0) + 1
+        size = int(((channels.root == group) & (axes == axes[lead])).sum())
+        counts[site] = counts.get(site, 0) + size
     return counts

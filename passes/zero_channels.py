@@ -60,6 +60,7 @@ class ZeroChannels(Pass):
 
     name = "zero-channels"
     contract = Lossy(min_sqnr_db=float("-inf"))
+    accounts = "operators"
 
     criterion: Literal["l1", "l2", "bn-gamma", "activation", "gradient", "taylor", "random"] = option(
         "l1", "What a channel is judged by."
@@ -195,7 +196,7 @@ class ZeroChannels(Pass):
                 "parameters",
             )
         if cost.unknown:
-            raise Skip(f"the MACs of the model are not known: {cost.unknown!r} has an unknown size")
+            raise Skip(f"the MACs of the model are not known: those of {cost.unknown!r} are not")
         assert self.keep_macs is not None
         budget = self.keep_macs * cost.macs(none)
         return plan.by_budget(lambda counts: cost.macs(_gone(cost, plan, counts)), budget, "MACs")

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from graphopt import GraphView, Lossy, OptionError, Pass, PassResult, Rewritten, Skip, Skipped, option
 from graphopt.distill.saliency import gradient_saliency
 from graphopt.errors import GraphoptError
-from graphopt.graph.weights import MOVES, Weight, WeightUse, find_weights, is_float, require_weight
+from graphopt.graph.dequantize import is_dequantized
+from graphopt.graph.weights import MOVES, Weight, WeightUse, find_weights, is_float, is_stored, require_weight
 from graphopt.numerics.sparsity import below, order, pattern_mask, smallest_limit
 
 LAYERS = ("Conv", "ConvTranspose", "Gemm", "MatMul", "LSTM", "GRU", "RNN")
@@ -57,6 +58,7 @@ class ZeroWeights(Pass):
 
     name = "zero-weights"
     contract = Lossy(min_sqnr_db=float("-inf"))
+    accounts = "weights"
 
     criterion: Literal["magnitude", "gradient", "taylor"] = option("magnitude", "What a weight is judged by.")
     ratio: float | None = option(None, "Zero this share of the weights.", minimum=0.0, maximum=1.0)
@@ -173,9 +175,11 @@ class ZeroWeights(Pass):
 
 
 def _is_site(view: GraphView, weight: Weight) -> bool:
-    """Whether to report on a weight: whatever is stored as floats, and what a convolution reads in any case."""
-    values = view.array(weight.source)
-    return is_float(values.dtype) if values is not None else any(use.layer.op in LAYERS[:2] for use in weight.uses)
+    """Whether to report on a weight: whatever is stored, as integers too, and what a convolution reads in any case."""
+    if (values := view.array(weight.source)) is not None:
+        return is_float(values.dtype)
+    known = is_stored(view, weight.source) or is_dequantized(view, weight.source)
+    return known or any(use.layer.op in LAYERS[:2] for use in weight.uses)
 
 
 def _tell(view: GraphView, weight: Weight, text: str, story: dict[str, dict[str, None]]) -> None:

@@ -9,7 +9,10 @@ import onnx_graphsurgeon as gs
 from graphopt.graph import GraphView
 from graphopt.model import Model, load
 from graphopt.report import measure
+from graphopt.report.figures import names
 from graphopt.report.report import SCHEMA
+
+_NODES_NAMED = 3
 
 
 @click.command()
@@ -27,6 +30,8 @@ def inspect(model: str, as_json: bool) -> None:
             click.echo(f"  {side[:-1]} {tensor['name']}: {tensor['dtype']} {_shape_text(tensor['shape'])}")
     macs = "unknown" if facts["macs"] is None else f"{facts['macs']:,}"
     click.echo(f"  {facts['nodes']} nodes, {facts['parameters']:,} parameters, {facts['bytes']:,} bytes, {macs} MACs")
+    if facts["uncounted"]:
+        click.echo(f"  MACs are not known of {names(facts['uncounted'], _NODES_NAMED)}")
     click.echo("  " + ", ".join(f"{op} {count}" for op, count in facts["ops"].items()))
     for repair in facts["repairs"]:
         click.echo(f"  repaired: {repair}")

@@ -45,6 +45,20 @@ def fixed_constant(tensor: gs.Tensor, inputs: Inputs) -> gs.Constant | None:
     return None if source is None else constant_of(source)
 
 
+def why_unknown(tensor: gs.Tensor, inputs: Inputs) -> str | None:
+    """Say why a stored tensor has no ``fixed_values``, as what follows its name; None for one that is not stored."""
+    while not isinstance(tensor, gs.Constant) and (source := _before_identity(tensor)) is not None:
+        tensor = source
+    if isinstance(tensor, gs.Constant):
+        if inputs.is_input(tensor):
+            return "can be overridden by the caller, freeze-initializers ends that"
+        return "is stored sparse" if isinstance(tensor._values, SparseValues) else "holds strings"
+    if not _is_given_by_constant_node(tensor):
+        return None
+    attributes = tensor.inputs[0].attrs
+    return "is stored sparse" if "sparse_value" in attributes else "is given in a form that is not read"
+
+
 def default_values(tensor: gs.Tensor) -> NDArray[np.generic] | None:
     """Return the values that the file stores for a tensor, which a caller may override: see ``fixed_values``.
 

@@ -61,7 +61,7 @@ def require_values(view: GraphView, *tensors: gs.Tensor) -> list[NDArray[np.floa
     Raises:
         Skip: A tensor is absent, not constant, not numeric, or holds NaN or Inf.
     """
-    return [require_found(evaluate(view, tensor), tensor) for tensor in tensors]
+    return [require_found(evaluate(view, tensor), tensor, view) for tensor in tensors]
 
 
 def _shape_of(view: GraphView, node: gs.Node) -> Values | None:

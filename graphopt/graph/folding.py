@@ -88,7 +88,7 @@ def _require_computable(facts: Facts, node: gs.Node, outputs: list[gs.Tensor]) -
     """Raise Skip if a node of constant inputs must not or cannot be computed ahead."""
     if node.op in RANDOM:
         raise Skip(f"{node.op} gives something else each time")
-    if node.op in LOW_BIT:
+    if node.op in LOW_BIT and node.op != "QuantizeLinear":  # it makes a constant smaller
         raise Skip(f"{node.op} keeps low-bit values small")
     if any(isinstance(value, (gs.Graph, gs.Node.AttributeRef)) for value in node.attrs.values()):
         raise Skip(f"{node.op} has a body or takes an attribute from the function's caller")

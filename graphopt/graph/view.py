@@ -9,7 +9,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.borders import Borders
-from graphopt.graph.constants import fixed_values
+from graphopt.graph.constants import Inputs, fixed_values, why_unknown
 from graphopt.graph.edit import Edit
 from graphopt.graph.left_out import LeftOut
 from graphopt.graph.shapes import Shape, infer_shapes
@@ -48,7 +48,7 @@ class GraphView:
         """
         self.model = model
         self.original = model if original is None else original
-        self.vetoes: Mapping[str, str] = dict(vetoes or {})
+        self.vetoes: dict[str, str] = dict(vetoes or {})
         self.left_out: LeftOut | None = None
         self.demotions = dict(demotions or {})
         self.memory: dict[str, Any] = {} if memory is None else memory
@@ -186,17 +186,17 @@ class GraphView:
         Raises:
             Skip: A tensor is absent, not constant, not numeric, or holds NaN or Inf.
         """
-        return [require_found(self.array(tensor), tensor) for tensor in tensors]
+        return [require_found(self.array(tensor), tensor, self) for tensor in tensors]
 
 
-def require_found(values: NDArray[np.generic] | None, tensor: gs.Tensor) -> NDArray[np.float64]:
+def require_found(values: NDArray[np.generic] | None, tensor: gs.Tensor, inputs: Inputs) -> NDArray[np.float64]:
     """Return what was found of a tensor's values as float64.
 
     Raises:
         Skip: Nothing was found, or the values are not numeric or hold NaN or Inf.
     """
     if values is None:
-        raise Skip(f"{tensor.name!r} is not constant")
+        raise Skip(f"{tensor.name!r} {why_unknown(tensor, inputs) or 'is not constant'}")
     return widen(values, str(tensor.name))
 
 

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 from numpy.typing import NDArray
 
 from graphopt.graph.cone import Cone, constant_cone
+from graphopt.graph.constants import why_unknown
 from graphopt.graph.dequantize import is_dequantized
 from graphopt.graph.shapes import Shape
 from graphopt.graph.slots import CONVENTIONS, rank_of, weight_slots
@@ -156,8 +157,7 @@ def require_weight(view: GraphView, weight: Weight, computed: NDArray[np.generic
     if values is None and is_dequantized(view, weight.source):
         raise Skip(f"{name!r} is quantized already")
     if values is None:
-        overridable = "can be overridden by the caller, freeze-initializers ends that"
-        raise Skip(f"{name!r} {overridable if is_stored(view, weight.source) else 'is computed'}")
+        raise Skip(f"{name!r} {why_unknown(weight.source, view) or 'is computed'}")
     if not is_float(values.dtype):
         raise Skip(f"{name!r} holds {values.dtype} values")
     if (culprit := foreign_reader(view, weight)) is not None:

@@ -38,6 +38,8 @@ _FIELDS: dict[int, str] = {
     TensorProto.STRING: "string_data",
     **dict.fromkeys(_INT32_STORED, "int32_data"),
 }
+DATA_FIELDS = tuple(sorted(set(_FIELDS.values())))
+"""The fields besides ``raw_data`` that a tensor can have its values in."""
 
 
 def check_header(header: onnx.ModelProto, has_graph: bool) -> None:

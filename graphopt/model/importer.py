@@ -12,8 +12,17 @@ from onnx import TensorProto, helper
 
 from graphopt.errors import ModelError
 from graphopt.model.attributes import read_attribute
-from graphopt.model.check import check_dims, check_element_type, check_header, check_name, check_tensor, check_type
+from graphopt.model.check import (
+    DATA_FIELDS,
+    check_dims,
+    check_element_type,
+    check_header,
+    check_name,
+    check_tensor,
+    check_type,
+)
 from graphopt.model.dimensions import forget_doubtful_names, named
+from graphopt.model.external import MissingDataError
 from graphopt.model.ir import (
     Constant,
     Graph,
@@ -24,6 +33,7 @@ from graphopt.model.ir import (
     make_node,
     make_variable,
     no_garbage_collection,
+    same_bytes,
 )
 from graphopt.model.model import Model
 from graphopt.model.order import sort_nodes
@@ -79,10 +89,11 @@ def read_model(skeleton: bytes, spans: Sequence[Span], external: Resolve, path: 
     with no_garbage_collection():
         functions = [reader.function(function) for function in header.functions]
         model = Model(reader.graph(graph, ChainMap()), header, path, functions=functions)
-        model.repairs = _repaired(model)
+        model.repairs = (*reader.repairs, *_repaired(model))
         forget_doubtful_names(model)
     if len(reader.used) != len(spans):
-        raise ModelError("it holds tensor data in places where ONNX knows none")
+        lost = next(span for index, span in enumerate(spans) if index not in reader.used)
+        raise ModelError(f"the {lost.length} bytes of tensor data at byte {lost.start} are where ONNX knows none")
     header.ClearField("functions")
     for inner in model.graphs():
         given = {id(tensor) for tensor in inner.outputs}
@@ -108,6 +119,7 @@ class _Reader:
         self._spans = spans
         self._external = external
         self.used: set[int] = set()
+        self.repairs: list[str] = []
 
     def function(self, proto: onnx.FunctionProto) -> Graph:
         """Read the body of a local function."""
@@ -194,20 +206,52 @@ class _Reader:
 
     def _initializer(self, proto: TensorProto) -> Constant:
         """Read a tensor; its values stay where they are."""
-        index = marker_index(proto.raw_data)
         if proto.data_location == TensorProto.EXTERNAL:
             check_element_type(proto.data_type, f"tensor {proto.name!r}")
             check_dims(proto.dims, f"tensor {proto.name!r}")
-            span = self._external(proto)
-        elif index is None or index >= len(self._spans):
+            return self._external_tensor(proto)
+        return self._inline(proto)
+
+    def _inline(self, proto: TensorProto) -> Constant:
+        """Read a tensor that has its bytes in the model."""
+        index = marker_index(proto.raw_data)
+        if index is None or index >= len(self._spans):
             check_tensor(proto)
             return make_constant(proto.name, TensorValues(proto))
-        else:
-            self.used.add(index)
-            span = self._spans[index]
+        self.used.add(index)
+        span = self._spans[index]
+        check_tensor(_described(proto), span.length)
+        return make_constant(proto.name, MappedValues(_described(proto), span))
+
+    def _external_tensor(self, proto: TensorProto) -> Constant:
+        """Read a tensor whose bytes are in another file.
+
+        Some tools leave its bytes in the model too. Where both are the same, or only the model has them, they are taken
+        once, and ``repairs`` says so; ONNX Runtime takes the file's without a word where they differ.
+
+        Raises:
+            ModelError: The two differ, or the file's bytes cannot be read.
+        """
         described = _described(proto)
+        for name in DATA_FIELDS:
+            described.ClearField(name)
+        twice = any(len(getattr(proto, name)) for name in ("raw_data", *DATA_FIELDS))
+        inside = self._inline(_without_place(proto)) if twice else None
+        label = f"weight {proto.name!r} has its data in the model and in {_location(proto)!r}"
+        try:
+            span = self._external(proto)
+        except MissingDataError:
+            if inside is None:
+                raise
+            self.repairs.append(f"{label}, which cannot be found: those of the model are taken")
+            return inside
+        constant = make_constant(proto.name, MappedValues(described, span))
         check_tensor(described, span.length)
-        return make_constant(proto.name, MappedValues(described, span))
+        if inside is not None:
+            if not same_bytes(inside._values.load(), constant._values.load()):
+                raise ModelError(f"{label}, and the two differ: remove one of them")
+            self.repairs.append(f"{label}, both the same: they are taken once")
+        return constant
 
     def _sparse(self, proto: onnx.SparseTensorProto) -> Constant:
         """Read a sparse initializer, which goes by the name of its values."""
@@ -234,10 +278,21 @@ def _described(proto: TensorProto) -> TensorProto:
     described = TensorProto()
     described.CopyFrom(proto)
     described.ClearField("raw_data")
-    if proto.data_location == TensorProto.EXTERNAL:
-        described.ClearField("external_data")
-        described.ClearField("data_location")
-    return described
+    return _without_place(described) if proto.data_location == TensorProto.EXTERNAL else described
+
+
+def _without_place(proto: TensorProto) -> TensorProto:
+    """Return a tensor that does not say of any file that it has its data."""
+    inside = TensorProto()
+    inside.CopyFrom(proto)
+    inside.ClearField("external_data")
+    inside.ClearField("data_location")
+    return inside
+
+
+def _location(proto: TensorProto) -> str:
+    """Return the file that has the data of an external tensor."""
+    return next((entry.value for entry in proto.external_data if entry.key == "location"), "")
 
 
 def _info(info: onnx.ValueInfoProto, scope: Scope) -> Info:
@@ -270,4 +325,4 @@ def _declared(kind: onnx.TypeProto.Tensor) -> tuple[Any, list[int | str | None] 
 
 
 def _no_external(proto: TensorProto) -> Span:
-    raise ModelError(f"{proto.name!r} is external data, which only a file can have: load the model from its path")
+    raise MissingDataError(f"{proto.name!r} is external data, which only a file can have: load the model from its path")

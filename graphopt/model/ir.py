@@ -157,7 +157,7 @@ def current_values(constant: gs.Constant) -> TensorValues | NDArray[Any]:
     if original.dtype != values.dtype or tuple(original.shape) != values.shape:
         return values
     before = original.load()
-    same = np.array_equal(before, values) if values.dtype.kind in "OSU" else _same_bytes(before, values)
+    same = np.array_equal(before, values) if values.dtype.kind in "OSU" else same_bytes(before, values)
     return original if same else values
 
 
@@ -179,7 +179,7 @@ def node_bytes(node: gs.Node) -> int:
     )
 
 
-def _same_bytes(left: NDArray[Any], right: NDArray[Any]) -> bool:
+def same_bytes(left: NDArray[Any], right: NDArray[Any]) -> bool:
     """Whether two arrays of one type and shape are the same to the bit; neither is copied if it is contiguous."""
     if left.__array_interface__["data"] == right.__array_interface__["data"] and left.strides == right.strides:
         return True

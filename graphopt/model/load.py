@@ -24,7 +24,7 @@ def load(path: str | PathLike[str]) -> Model:
         buffer = _mapped(file)
         if buffer[: len(_LFS_POINTER)] == _LFS_POINTER:
             raise ModelError("it is a git-lfs pointer, not the model itself: fetch it with `git lfs pull`")
-        external = ExternalData(file.parent)
+        external = ExternalData(file)
         model = read_model(*strip(buffer), external.find, file)
         model.stored_bytes = len(buffer) + external.size
         return model

@@ -110,6 +110,7 @@ def _save_external(model: Model, target: Path, durable: bool) -> Path:
             if isinstance(weight, MappedValues):
                 places[id(weight)] = start
             tensor.data_location = TensorProto.EXTERNAL
+            tensor.ClearField("external_data")
             for name, value in (("location", data.name), ("offset", str(start)), ("length", str(length))):
                 tensor.external_data.add(key=name, value=value)
 

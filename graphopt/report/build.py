@@ -136,6 +136,8 @@ def _conditions(report: "Report") -> Iterator[Line]:
     if (check := report.check) is not None:
         found = f"largest difference {largest(check).partition(' (')[0]}, SQNR {sqnr(check)}"
         yield Line(f"check      {'holds' if check.holds else 'BROKEN'}: {found}", "" if check.holds else "bad")
+    if uncounted := dict.fromkeys((*report.before.uncounted, *report.after.uncounted)):
+        yield Line(f"MACs       not known of {names(list(uncounted), SITES_NAMED)}")
     if (latency := report.latency) is not None:
         samples = plural(latency.samples, "sample")
         yield Line(

@@ -2,12 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Container
+from collections.abc import Container
 from dataclasses import dataclass
 
 import onnx_graphsurgeon as gs
 
 from graphopt.graph import GraphView
+from graphopt.graph.macs import is_free, node_macs
 from graphopt.graph.shapes import Shape
 from graphopt.graph.symbolic import Expression, Facts
 from graphopt.graph.symbolic.values import SymbolicShape
@@ -25,8 +26,10 @@ class Metrics:
         nodes: Nodes of all graphs, those of a local function once for each call, Constant nodes left out.
         parameters: Elements of all stored tensors.
         bytes: Size of the file, external data included.
-        macs: Multiply-accumulates of one run at batch size 1; None if a shape that they hang on is not static.
+        macs: Multiply-accumulates of one run at batch size 1; None if those of some node are not known.
         ops: Nodes by operator.
+        uncounted: The nodes whose multiply-accumulates are not known: their operator is none that is counted, a size
+            that they hang on is not static, or they lie in the body of a loop.
     """
 
     nodes: int
@@ -34,6 +37,7 @@ class Metrics:
     bytes: int
     macs: int | None
     ops: dict[str, int]
+    uncounted: tuple[str, ...] = ()
 
 
 def measure(model: Model, facts: Facts | None = None) -> Metrics:
@@ -47,7 +51,8 @@ def measure(model: Model, facts: Facts | None = None) -> Metrics:
     ops = _operators(model)
     parameters = sum(math.prod(constant.shape) for constant in model.constants())
     size = serialized_size(model) if model.stored_bytes is None else model.stored_bytes
-    return Metrics(sum(ops.values()), parameters, size, count_macs(view), dict(sorted(ops.items())))
+    macs, uncounted = count_macs(view)
+    return Metrics(sum(ops.values()), parameters, size, macs, dict(sorted(ops.items())), uncounted)
 
 
 def _operators(model: Model) -> Counter[str]:
@@ -72,43 +77,43 @@ def _split(graph: gs.Graph, bodies: Container[Identity]) -> tuple[Counter[str], 
     return Counter(str(node.op) for node in nodes if called(node) not in bodies), calls
 
 
-def count_macs(view: GraphView) -> int | None:
-    """Return the multiply-accumulates of Conv, ConvTranspose, Gemm and MatMul at batch size 1, None if unknown."""
-    total = 0
-    for node in view.nodes("Conv", "ConvTranspose", "Gemm", "MatMul"):
-        count = _node_macs(node, lambda tensor: _at_batch_one(view.facts.shape(tensor)))
-        if count is None and any(view.facts.shape(end) is None for end in (*node.inputs[:2], node.outputs[0])):
-            count = _node_macs(node, view.shape)  # what the file declares may tell more
-        if count is None:
-            return None
-        total += count
-    return total
+def count_macs(view: GraphView) -> tuple[int | None, tuple[str, ...]]:
+    """Return the multiply-accumulates at batch size 1, None if unknown, and the nodes that make them so."""
+    total, uncounted = 0, []
+    bodies = functions(view.model)
+    repeated = {id(inner) for node in view.nodes("Loop", "Scan") for body in _bodies(node) for inner in within(body)}
+    for graph in view.graphs():
+        for node in graph.nodes:
+            if called(node) in bodies or is_free(node):
+                continue
+            count = _node_macs(view, node)
+            if count is None or id(graph) in repeated:
+                domain = "" if is_op(node, node.op) else f" of {node.domain}"
+                uncounted.append(f"{node.op}{domain} {view.site(node)!r}")
+            else:
+                total += count
+    return None if uncounted else total, tuple(uncounted)
 
 
-def _at_batch_one(shape: SymbolicShape) -> Shape:
+def _bodies(node: gs.Node) -> list[gs.Graph]:
+    """Return the subgraphs of a node."""
+    return [value for value in node.attrs.values() if isinstance(value, gs.Graph)]
+
+
+def _node_macs(view: GraphView, node: gs.Node) -> int | None:
+    """Return the multiply-accumulates of one node; what the file declares may tell more than what follows."""
+    batch = not is_op(node, "LSTM", "GRU", "RNN")  # their first axis is no batch
+    count = node_macs(node, lambda tensor: _at_batch_one(view.facts.shape(tensor), batch))
+    if count is None and any(view.facts.shape(end) is None for end in (*node.inputs, node.outputs[0]) if end.name):
+        count = node_macs(node, view.shape)
+    return count
+
+
+def _at_batch_one(shape: SymbolicShape, batch: bool) -> Shape:
     """Return a shape with its leading dimension as it is where everything that is not a number is 1."""
     if shape is None:
         return None
     numbers = [dim if isinstance(dim, int) else None for dim in shape]
-    if shape and isinstance(shape[0], Expression):
+    if batch and shape and isinstance(shape[0], Expression):
         numbers[0] = shape[0].at_ones()
     return tuple(numbers)
-
-
-def _node_macs(node: gs.Node, shape: Callable[[gs.Tensor], Shape]) -> int | None:
-    """Return the multiply-accumulates of one node; an unknown leading dimension counts as 1."""
-    left, right, out = (shape(tensor) for tensor in (node.inputs[0], node.inputs[1], node.outputs[0]))
-    if left is None or right is None or out is None:
-        return None
-    if is_op(node, "Conv"):
-        factors = [*out, *right[1:]]
-    elif is_op(node, "ConvTranspose"):
-        factors = [*left, *right[1:]]
-    elif is_op(node, "Gemm"):
-        factors = [*out, left[0 if node.attrs.get("transA", 0) else 1]]
-    else:
-        factors = [*out, left[-1]]
-    if factors and not isinstance(factors[0], int):
-        factors[0] = 1
-    numbers = [factor for factor in factors if isinstance(factor, int)]
-    return math.prod(numbers) if len(numbers) == len(factors) else None

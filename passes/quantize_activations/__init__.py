@@ -64,6 +64,7 @@ class QuantizeActivations(Pass):
 
     name = "quantize-activations"
     contract = Lossy(min_sqnr_db=10.0)
+    accounts = "weights"
     compresses = True
     demotions = ("range",)
     sitewise = ("range", "percentile")

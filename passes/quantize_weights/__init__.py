@@ -101,6 +101,7 @@ class QuantizeWeights(Pass):
 
     name = "quantize-weights"
     contract = Lossy(min_sqnr_db=20.0)
+    accounts = "weights"
     compresses = True
     demotions: ClassVar[tuple[str, ...]] = STEPS
 

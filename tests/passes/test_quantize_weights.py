@@ -427,7 +427,18 @@ def overridable() -> onnx.ModelProto:
     return proto
 
 
+def sparse() -> onnx.ModelProto:
+    """A MatMul whose weight is stored sparse; it is no graph input, so nobody can override it."""
+    proto = quantized_matmul()
+    del proto.graph.initializer[:]
+    values = onnx.helper.make_tensor("w", onnx.TensorProto.FLOAT, [200], draw(200))
+    places = onnx.helper.make_tensor("at", onnx.TensorProto.INT64, [200], np.arange(0, 400, 2))
+    proto.graph.sparse_initializer.append(onnx.helper.make_sparse_tensor(values, places, [24, 24]))
+    return proto
+
+
 REFUSALS = {
+    "stored sparse": (sparse(), "^'w' is stored sparse$"),
     "nan": (quantized_matmul(w=poisoned(np.nan)), "'w' holds NaN or Inf"),
     "inf": (quantized_matmul(w=poisoned(-np.inf)), "'w' holds NaN or Inf"),
     "overridable": (overridable(), "'w' can be overridden by the caller"),

@@ -244,7 +244,7 @@ ODD: dict[str, tuple[str, Arrays, str, str]] = {
         "g (float[N,3,9,9] x, float[3,3,1,1] w) => (float[N,3,9,9] y) { y = Conv(x, w) }",
         {"w": np.eye(3, dtype=np.float32).reshape(3, 3, 1, 1)},
         "y",
-        "'w' is not constant",
+        "'w' can be overridden by the caller",
     ),
     "computed weight": (
         "g (float[N,3,9,9] x) => (float[N,3,9,9] y) { v = Softmax(w) y = Conv(x, v) }",

@@ -11,7 +11,9 @@ from graphopt.graph.channels.facts import Mask
 from graphopt.graph.channels.labels import Label
 from graphopt.graph.channels.storage import Storage, Term, convolved, label_of
 from graphopt.graph.channels.widths import cuttable
+from graphopt.graph.macs import is_free, node_macs
 from graphopt.graph.view import is_op
+from graphopt.model.functions import called, functions
 
 CONTRACTIONS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -22,7 +24,7 @@ class Cost:
 
     Attributes:
         multiple: What the cut keeps channel counts of convolutions divisible by, as prune-channels does.
-        unknown: The layer whose multiply-accumulates depend on a size that is not known; "" if all are known.
+        unknown: The node whose multiply-accumulates are not known; "" if those of all are.
     """
 
     channels: Channels
@@ -35,9 +37,12 @@ class Cost:
     def of(cls, channels: Channels, multiple: int = 1) -> "Cost":
         """Take stock of an analysed model."""
         cost = cls(channels, channels.storage, multiple)
+        bodies = functions(channels.facts.view.model)
         for node in channels.facts.program:
             if is_op(node, *CONTRACTIONS):
                 cost._add(node)
+            elif not is_free(node) and called(node) not in bodies:
+                cost._add_whole(node)
         return cost
 
     def gone(self, groups: list[int]) -> Mask:
@@ -55,6 +60,14 @@ class Cost:
     def macs(self, gone: Mask) -> int:
         """Return the multiply-accumulates after a cut, at batch size 1, those of unknown layers left out."""
         return round(sum(term.after(gone) for term in self._products))
+
+    def _add_whole(self, node: gs.Node) -> None:
+        """Take down a node of which it is not known how its multiply-accumulates shrink: they count in full."""
+        count = node_macs(node, self.channels.facts.shape)
+        if count is None:
+            self.unknown = self.unknown or self.channels.facts.view.site(node)
+        else:
+            self._products.append(Term(count, ()))
 
     def _add(self, node: gs.Node) -> None:
         """Take down the multiply-accumulates of a node."""

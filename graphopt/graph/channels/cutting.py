@@ -185,6 +185,10 @@ class Cut:
                 trim(node.inputs)
             elif key in made:
                 edit.set_input(node, slot, made[key])
+            elif (stored := self._cast_from(node, slot, array, edit)) is not None:
+                edit.set_input(node, slot, stored.outputs[0])
+                edit.set_values(stored, 0, array, dtype=array.dtype)
+                made[key] = node.inputs[slot]
             else:
                 edit.set_values(node, slot, array, dtype=array.dtype)
                 made[key] = node.inputs[slot]
@@ -194,6 +198,29 @@ class Cut:
             changes = self.changes(tensor)
             if changes and tensor.shape is not None and len(tensor.shape) == len(self.labels.variables[id(tensor)]):
                 tensor.shape = [changes.get(axis, size) for axis, size in enumerate(tensor.shape)]
+
+    def _read(self, node: gs.Node, slot: int) -> NDArray[Any] | None:
+        """Return what a slot takes, before a Cast from integers."""
+        narrow = self._narrow(node, slot)
+        return self.facts.array(node.inputs[slot] if narrow is None else narrow)
+
+    def _cast_from(self, node: gs.Node, slot: int, array: NDArray[Any], edit: Edit) -> gs.Node | None:
+        """Return a Cast of its own for a slot that takes what is cast from integers, which is what ``array`` holds."""
+        stored = self._narrow(node, slot)
+        if stored is None or array.dtype != stored.dtype:
+            return None
+        cast = self.facts.view.producer(node.inputs[slot])
+        assert cast is not None
+        if len(self.facts.view.readers(cast.outputs[0])) == 1:
+            return cast
+        return edit.add_node(cast, "Cast", [stored], attrs=dict(cast.attrs))
+
+    def _narrow(self, node: gs.Node, slot: int) -> gs.Tensor | None:
+        """Return the integers that a slot takes cast to floats: they are cut, not what they are cast to."""
+        cast = self.facts.view.producer(node.inputs[slot], "Cast") if slot < len(node.inputs) else None
+        if cast is None or not self.facts.is_constant(cast.inputs[0]) or constant_of(cast.inputs[0]) is None:
+            return None
+        return cast.inputs[0] if self.facts.kind(cast.inputs[0]) in "iuV" else None
 
     def _constants(self) -> list[tuple[gs.Node, int, NDArray[Any], tuple[Any, ...]]]:
         """Return every slot that gets a new constant, with a key that equal constants have in common."""
@@ -209,7 +236,7 @@ class Cut:
             given = self._given.get(place)
             if given is None and not masks:
                 continue
-            array = self.facts.array(node.inputs[slot]) if given is None else given[2]
+            array = self._read(node, slot) if given is None else given[2]
             if array is None:
                 self.refuse(node, f"{node.inputs[slot].name!r} cannot be read")
             dtype = array.dtype if given is None else given[3]

@@ -1,4 +1,6 @@
-"""Transfer functions of QuantizeLinear and DequantizeLinear, and the weights that stand behind the latter."""
+"""Transfer functions of QuantizeLinear and DequantizeLinear, and the values of weights that are stored as integers."""
+
+from typing import Any
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -7,7 +9,11 @@ from numpy.typing import NDArray
 from graphopt.graph.channels.facts import Facts, Vector
 from graphopt.graph.channels.labels import Label, Labels, describe
 from graphopt.graph.channels.table import Transfer, register
+from graphopt.graph.evaluate import move
+from graphopt.graph.view import is_op
 from graphopt.numerics.grouping import aligned
+
+MOVES = ("Identity", "Transpose", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast")
 
 
 @register("QuantizeLinear", "DequantizeLinear")
@@ -66,24 +72,57 @@ class Quantization(Transfer):
 
 
 def dequantized(tensor: gs.Tensor, facts: Facts) -> NDArray[np.generic] | None:
-    """Return the values of a stored weight behind DequantizeLinear; None for anything else and for blocks of scales."""
-    node = facts.view.producer(tensor, "DequantizeLinear")
-    if node is None or not facts.is_constant(node.inputs[0]) or node.attrs.get("output_dtype", 0):
+    """Return the values of a weight in any form that integers are stored in; None for anything else.
+
+    DequantizeLinear with one scale, one for each channel or one for each block; or Mul, and Sub before it, of what is
+    cast from integers; either of them moved. What the forms are written by is ``graph.dequantize``.
+    """
+    node = facts.view.producer(tensor)
+    if node is None:
+        return None
+    if is_op(node, "DequantizeLinear"):
+        return _scaled(node, facts)
+    if is_op(node, "Mul", "Sub") and facts.view.opset >= 7:
+        sides: list[NDArray[Any]] = [side for each in node.inputs if (side := readable(each, facts)) is not None]
+        if len(sides) < 2:
+            return None
+        return np.asarray(sides[0] * sides[1] if node.op == "Mul" else sides[0] - sides[1])
+    if is_op(node, *MOVES) and all(facts.is_constant(side) for side in node.inputs[1:]):
+        moved = readable(node.inputs[0], facts)
+        more = [array for side in node.inputs[1:] if (array := facts.array(side)) is not None]
+        return None if moved is None or len(more) < len(node.inputs) - 1 else move(node, [moved, *more])
+    return None
+
+
+def _scaled(node: gs.Node, facts: Facts) -> NDArray[np.generic] | None:
+    """Return what a DequantizeLinear makes of stored integers."""
+    if not facts.is_constant(node.inputs[0]) or node.attrs.get("output_dtype", 0):
         return None
     array, scale = facts.array(node.inputs[0]), facts.array(node.inputs[1])
     given = len(node.inputs) > 2 and bool(node.inputs[2].name)
     zero = facts.array(node.inputs[2]) if given else np.zeros(())
-    if array is None or scale is None or zero is None or scale.ndim > 1:
+    if array is None or scale is None or zero is None:
         return None
+    axis, block = _axis(node, facts), int(node.attrs.get("block_size", 0))
+    if scale.ndim > 1 and (not block or scale.ndim != array.ndim):
+        return None
+    if block:
+        scale, zero = (_of_blocks(part, array.shape[axis], axis, block) for part in (scale, zero))
     spread: list[NDArray[np.float32]] = [
-        aligned(part.astype(np.float32), array.shape, _axis(node, facts)) for part in (scale, zero)
+        part.astype(np.float32) if part.ndim > 1 else aligned(part.astype(np.float32), array.shape, axis)
+        for part in (scale, zero)
     ]
     values: NDArray[np.generic] = ((array.astype(np.float32) - spread[1]) * spread[0]).astype(scale.dtype)
     return values
 
 
+def _of_blocks(part: NDArray[Any], size: int, axis: int, block: int) -> NDArray[Any]:
+    """Return one scale or zero point for each element of an axis, of which ``block`` have each in common."""
+    return part if part.ndim < 2 else np.take(np.repeat(part, block, axis), np.arange(size), axis)
+
+
 def readable(tensor: gs.Tensor, facts: Facts) -> NDArray[np.generic] | None:
-    """Return the values of a weight, stored as floats or behind DequantizeLinear."""
+    """Return the values of a weight, stored as floats or as integers."""
     return facts.array(tensor) if facts.is_constant(tensor) else dequantized(tensor, facts)
 
 
