@@ -91,6 +91,8 @@ def place(view: GraphView, layers: list[gs.Node]) -> Placement:
     1. The first input of each layer. Only the layer reads the quantized copy.
     2. The output of each Conv, behind its Relu or Clip, if all that reads it leads to another layer: an integer kernel
        gives out integers only. Where a comparison, a choice or an output of the model reads it, it stays float.
+       The same goes for a dense layer behind its Relu or Clip: where nothing quantizes what comes out, ONNX Runtime
+       computes the layer on floats, and the weight's DequantizeLinear at every run.
     3. Residual additions of two quantized tensors, and averages of one, if a layer reads the result: their outputs.
     4. What operators that only move values, or take the largest, make of a quantized tensor on the way to a layer, with
        the same scale; a Concat of several has a scale that ``choose_scales`` shares where that costs little.
@@ -105,9 +107,23 @@ def place(view: GraphView, layers: list[gs.Node]) -> Placement:
         if id(node) in placement.layers:
             if is_op(node, "Conv", "ConvTranspose") and reach.is_free_to_bind(out := end(view, node)):
                 placement.add(out, bound=True)
+            elif (clamped := _clamped(view, node)) is not None and reach.is_free_to_bind(clamped):
+                placement.add(clamped, bound=True)
         elif takes_integers(view, node):
             _place_kernel(view, placement, reach, node)
     return placement
+
+
+def _clamped(view: GraphView, node: gs.Node) -> gs.Tensor | None:
+    """Return what a dense layer gives out behind its Relu or Clip, also if an Add of a constant brings the bias."""
+    if not is_op(node, "Gemm", "MatMul"):
+        return None
+    readers = view.readers(node.outputs[0])
+    adds = len(readers) == 1 and is_op(readers[0], "Add") and not view.is_output(node.outputs[0])
+    if is_op(node, "MatMul") and adds and any(view.array(operand) is not None for operand in readers[0].inputs):
+        node = readers[0]
+    behind = end(view, node)
+    return None if behind is node.outputs[0] else behind
 
 
 def _place_kernel(view: GraphView, placement: Placement, reach: Reach, node: gs.Node) -> None:

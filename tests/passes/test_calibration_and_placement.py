@@ -1,5 +1,6 @@
 """quantize-activations: who reads quantized copies, demotion, and statistics that are kept from replay to replay."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_a_move_to_a_layer_reads_the_quantized_copy_and_one_to_a_comparison_does
     read = {node.output[0]: node.input[0] for node in after.graph.node}
     assert read["t"] == "x_dq"
     assert read["k"] == "x"
-    assert {"x", "t", "p"} == quantized_tensors(after)
+    assert {"x", "t", "e", "p"} == quantized_tensors(after)
 
 
 @pytest.mark.parametrize("target", ["cpu", "openvino", "tensorrt", "generic"])
@@ -301,3 +302,31 @@ def test_memory_of_a_probe_serves_the_run_that_follows() -> None:
     del memory["probing"]
     after, _ = quantized(before, x, {"memory": memory})
     assert after.SerializeToString() == quantized(before, x)[0].SerializeToString()
+
+
+# -- dense layers in front of floats -----------------------------------------------------------------------------------
+
+DENSE = {"gemm": "a = Gemm(x, w, b)", "matmul and add": "c = MatMul(x, w) a = Add(c, b)", "matmul": "a = MatMul(x, w)"}
+CLAMPED = {"relu": "r = Relu(a)", "clip": "r = Clip(a, zero, six)", "sigmoid": "r = Sigmoid(a)"}
+FLOATS = {
+    "arithmetic": "m = Mul(r, g) k = Add(m, h)",
+    "normalization": "k = LayerNormalization(r, g, h)",
+    "softmax": "k = Softmax(r)",
+    "nothing": "k = Identity(r)",
+}
+
+
+@pytest.mark.parametrize("floats", FLOATS.values(), ids=FLOATS)
+@pytest.mark.parametrize("clamp", CLAMPED.values(), ids=CLAMPED)
+@pytest.mark.parametrize("dense", DENSE.values(), ids=DENSE)
+def test_dense_layers_run_on_integers_whatever_reads_them(dense: str, clamp: str, floats: str, tmp_path: Any) -> None:
+    text = f"g (float[N,64] x) => (float[N,32] y) {{ {dense} {clamp} {floats} y = MatMul(k, v) }}"
+    weights = {"w": draw(64, 96), "b": draw(96), "g": draw(96), "h": draw(96, seed=1), "v": draw(96, 32)}
+    numbers = {"zero": np.float32(0), "six": np.float32(6)}
+    read = {name: values for name, values in {**weights, **numbers}.items() if re.search(rf"\b{name}\b", text[40:])}
+    before, x = model(text, **read), draw(64, 64, seed=5)
+    after, result = quantized(before, x)
+    assert len(result.rewritten) == 2
+    left = kinds(after, tmp_path / "optimized.onnx")
+    assert not {"FusedGemm", "Gemm", "MatMul", "FusedMatMul"} & set(left), left
+    assert ratio(Session(before).run({"x": x})["y"], Session(after, optimize=True).run({"x": x})["y"]) > 25
