@@ -286,7 +286,7 @@ def test_groups_go_together(form: Form) -> None:
 OPEN = [
     (form, name)
     for form in FORMS
-    for name in ("sizes", *dict.fromkeys(CONSTANT.findall(form.text)))
+    for name in ("sizes", "sizes before y", *dict.fromkeys(CONSTANT.findall(form.text)))
     if not ("(x, , , c)" in form.text and name[0] == "I")  # ONNX Runtime wants to know how many sizes there are
 ]
 
@@ -294,6 +294,8 @@ OPEN = [
 @pytest.mark.parametrize(("form", "name"), OPEN, ids=str)
 def test_what_comes_in_from_outside_is_not_known(form: Form, name: str) -> None:
     """Any constant may be an input instead, and the rank of ``x`` open: less goes then, or the same, never more.
+
+    The rank of ``y`` is open too then, or declared.
 
     What stands beside it, two products with a channel of zeros between them, is pruned all the same.
     """
@@ -307,11 +309,13 @@ def test_what_comes_in_from_outside_is_not_known(form: Form, name: str) -> None:
     proto.graph.initializer.extend(numpy_helper.from_array(values, name) for name, values in stored)
     proto.graph.output.append(helper.make_empty_tensor_value_info("beside"))
     proto.graph.output[1].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    if name == "sizes":
+    if name.startswith("sizes"):
         start = next(place for place, node in enumerate(proto.graph.node) if node.output[:1] == ["x"])
         proto.graph.node[start].output[0] = "known"
         proto.graph.node.insert(start + 1, helper.make_node("Reshape", ["known", "sizes"], ["x"]))
         proto.graph.input.append(helper.make_tensor_value_info("sizes", onnx.TensorProto.INT64, ["rank"]))
+        if name == "sizes before y":
+            proto.graph.value_info.append(helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, shape_of(form)))
         axes = enumerate(INPUTS[form.front])
         given["sizes"] = np.array([8 if axis == CHANNELS[form.front] else size for axis, size in axes])
     else:

@@ -142,10 +142,13 @@ class Picking(Transfer):
         for out, chosen in zip(node.outputs, picks, strict=True):
             axes: list[Label | None] = []
             for axis, label in enumerate(source):
-                indices = chosen.get(axis) if axis in chosen else np.arange(0 if label is None else len(label))
+                if axis not in chosen:
+                    axes.append(label)
+                    continue
+                indices = chosen[axis]
                 if indices is None:
                     labels.block(label, f"{describe(node)} picks along axis {axis}")
-                axes.append(None if label is None or indices is None else label[indices] if axis in chosen else label)
+                axes.append(None if label is None or indices is None else label[indices])
             labels.set(out, axes)
 
 
