@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from inspect import cleandoc
 from typing import Any
 
 import click
@@ -14,6 +15,23 @@ from graphopt.registry import create, load
 Options = dict[str, click.Option]
 
 
+class PassHelp(Exception):  # noqa: N818
+    """Raised where help on a pass is asked for in the place of its options."""
+
+    def __init__(self, kind: type[Pass]) -> None:
+        """Keep the pass."""
+        super().__init__(kind.name)
+        self.kind = kind
+
+
+def explain(kind: type[Pass]) -> str:
+    """Return a pass's contract, docstring and options."""
+    command = pass_command(kind)
+    formatter = click.HelpFormatter(width=100)
+    command.format_options(click.Context(command), formatter)
+    return f"{kind.name} [{kind.contract}]\n\n{cleandoc(kind.__doc__ or '')}\n\n{formatter.getvalue().rstrip()}"
+
+
 def split_passes(command: click.Command, arguments: Sequence[str]) -> tuple[list[str], list[Pass]]:
     """Split the arguments of ``optimize`` into its own and the chained passes.
 
@@ -22,6 +40,7 @@ def split_passes(command: click.Command, arguments: Sequence[str]) -> tuple[list
     every word is a bare one, whatever it begins with.
 
     Raises:
+        PassHelp: ``--help`` stands behind a pass.
         OptionError: A pass is unknown or an option's value is out of range.
         click.UsageError: An option is unknown or has no value.
     """
@@ -46,6 +65,10 @@ def split_passes(command: click.Command, arguments: Sequence[str]) -> tuple[list
                 known = _options(pass_command(kinds[word]))
             continue
         name = word.partition("=")[0]
+        if name in ("-h", "--help") and name not in known:
+            if not chained:
+                return [name], []
+            raise PassHelp(kinds[chained[-1][0]])
         if name not in known and name not in own_options:
             label = f"{chained[-1][0]}: " if chained else ""
             raise click.UsageError(f"{label}no such option: {name}")
@@ -137,8 +160,11 @@ class ChainedCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Take the passes out of the arguments, then parse what is left as usual."""
-        helped = any(word in ("-h", "--help") for word in args)
-        own, passes = ([*args], []) if helped else split_passes(self, args)
+        try:
+            own, passes = split_passes(self, args)
+        except PassHelp as asked:
+            click.echo(explain(asked.kind))
+            ctx.exit()
         left = super().parse_args(ctx, own)
         ctx.params["passes"] = passes
         return left

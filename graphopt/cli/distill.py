@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from graphopt.cli.progress import progress_bar
-from graphopt.cli.writing import write_json
+from graphopt.cli.writing import require_report, require_writable, write_json
 from graphopt.distill.augmentation import Augmentation
 from graphopt.distill.optimizer import METHODS
 from graphopt.distill.schedules import SCHEDULES
@@ -106,8 +106,11 @@ def distill(
     """
     if resume and checkpoint is None:
         raise OptionError("--resume needs --checkpoint FILE")
-    if not Path(target).parent.is_dir():
-        raise OptionError(f"{target}: the folder {str(Path(target).parent)!r} does not exist")
+    read = {"data": data, "teacher": teacher, "student": student}
+    require_writable(target, {"data": data, "checkpoint": checkpoint})
+    if checkpoint is not None:
+        require_writable(checkpoint, read)
+    require_report(report, (".json",), {"target": target, "checkpoint": checkpoint, **read})
     views = {"flip": flip, "shift": shift, "crop": crop, "rotate": rotate, "mix": mix, "paste": paste}
     settings = Settings(augmentation=_views(views, no_views, bool(values["labels"])), **values)
     original, learner = load(teacher), load(student)

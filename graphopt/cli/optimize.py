@@ -75,13 +75,13 @@ def optimize(
     """Run passes over SOURCE, prove each against ONNX Runtime, and write TARGET.
 
     With no PASS, runs fold-batchnorm, prune-channels and quantize-weights, on a model with local functions
-    inline-functions before them. `graphopt passes` lists what is installed.
+    inline-functions before them. `graphopt passes` lists what is installed, and --help behind a PASS, or `graphopt
+    passes PASS`, explains one and its options.
     """
     chosen, fixed_point = _choose(passes, recipe, preset)
-    require_writable(target)
-    if report is not None:
-        others = {"target": target, "source": source, "data": data, "recipe": recipe}
-        require_report(report, (".json", ".html"), others)
+    read = {"data": data, "recipe": recipe}
+    require_writable(target, read)
+    require_report(report, (".json", ".html"), {"target": target, "source": source, **read})
     model = load(source)
     with progress_bar() as progress:
         result = api.optimize(

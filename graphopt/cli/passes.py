@@ -1,10 +1,8 @@
 """The command ``graphopt passes``."""
 
-import inspect
-
 import click
 
-from graphopt.cli.chain import pass_command
+from graphopt.cli.chain import explain
 from graphopt.errors import OptionError
 from graphopt.registry import discover, load
 
@@ -14,7 +12,7 @@ from graphopt.registry import discover, load
 def passes(name: str | None) -> None:
     """List the installed passes, or explain the pass NAME and its options."""
     if name is not None:
-        _explain(name)
+        click.echo(explain(load(name)))
         return
     width = max((len(each) for each in discover()), default=0)
     for each in discover():
@@ -24,16 +22,6 @@ def passes(name: str | None) -> None:
             click.echo(f"{each:{width}}  {error}")
             continue
         click.echo(f"{each:{width}}  {_summary(kind)} [{kind.contract}]")
-
-
-def _explain(name: str) -> None:
-    """Print a pass's docstring, contract and options."""
-    kind = load(name)
-    click.echo(f"{name} [{kind.contract}]\n\n{inspect.cleandoc(kind.__doc__ or '')}\n")
-    command = pass_command(kind)
-    formatter = click.HelpFormatter(width=100)
-    command.format_options(click.Context(command), formatter)
-    click.echo(formatter.getvalue().rstrip())
 
 
 def _summary(kind: type) -> str:

@@ -2,7 +2,7 @@
 
 import click
 
-from graphopt.cli.writing import write_json
+from graphopt.cli.writing import require_report, require_writable, write_json
 from graphopt.errors import OptionError
 from graphopt.graph.matching import Method
 from graphopt.model import load, save
@@ -37,6 +37,8 @@ def transfer(
     report: str | None,
 ) -> int:
     """Copy parameters of SOURCE into MODEL and write the result to TARGET; status 1 if nothing could be copied."""
+    require_writable(target, {"mapping": mapping})
+    require_report(report, (".json",), {"target": target, "source": source, "model": model, "mapping": mapping})
     given = None if mapping is None else read_mapping(mapping)
     if given is not None and method not in (None, "mapping"):
         raise OptionError(f"--mapping does not go with --by {method}")

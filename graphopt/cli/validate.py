@@ -36,8 +36,7 @@ def validate(
 ) -> int:
     """Compare the outputs of model B with those of model A on the same inputs; status 1 if they differ."""
     contract: Contract = FloatExact(rtol, atol) if min_sqnr is None else Lossy(min_sqnr)
-    if report is not None:
-        require_report(report, (".json",), {"model A": a, "model B": b, "data": data})
+    require_report(report, (".json",), {"model A": a, "model B": b, "data": data})
     comparison = api.validate(a, b, data, contract, custom_ops=custom_ops)
     for output in comparison.outputs:
         click.echo(printable(output_line(output)))

@@ -5,6 +5,8 @@ import mmap
 import os
 import re
 import shutil
+import stat
+import zlib
 from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import IO, Any, Literal, TypeVar
 from onnx import TensorProto
 
 from graphopt.errors import ModelError
-from graphopt.model.exporter import LIMIT, place_inside, weight_bytes, write_model
+from graphopt.model.exporter import LIMIT, place_inside, serialized_size, weight_bytes, write_model
 from graphopt.model.mapping import MappedFile, copy_range
 from graphopt.model.model import Model
 from graphopt.model.weights import MappedValues
@@ -35,7 +37,8 @@ def save(
     The target appears whole or not at all: what is there stays until the new file is complete and on disk, so saving
     over the file that the model was loaded from is safe. Weights are streamed, one at a time. Where a data file is
     there already, the new one gets another name (``<name>.1.data``), so that the old pair stays whole until the model
-    file, which names its data file, is replaced; then the old data file goes.
+    file, which names its data file, is replaced; then the old data file goes. Only files are replaced: a pipe or device
+    is refused, but for the null device, to which nothing is written.
 
     Args:
         model: The model, which is not changed.
@@ -50,8 +53,13 @@ def save(
     Raises:
         ModelError: The target cannot be written, or weights of over 2 GB may not be external.
     """
-    target = Path(path).resolve()
     try:
+        target = Path(path).resolve()
+        if is_null(target):
+            return serialized_size(model)
+        if target.exists() and not target.is_file():
+            kind = "a directory" if target.is_dir() else "not a regular file"
+            raise ModelError(f"{path}: cannot write it: is {kind}")
         stale = _data_files(target)
         new = None
         if external_data == "always" or (weight_bytes(model) > LIMIT and external_data == "auto"):
@@ -64,8 +72,18 @@ def save(
             with contextlib.suppress(OSError):  # a system that cannot remove mapped files keeps it
                 file.unlink()
         return target.stat().st_size + (new.stat().st_size if new is not None else 0)
-    except OSError as error:
-        raise ModelError(f"{path}: cannot write it: {error.strerror or error}") from error
+    except (OSError, RuntimeError, ValueError) as error:  # loops of links and names that no system takes, too
+        why = getattr(error, "strerror", None) or error
+        raise ModelError(f"{path}: cannot write it: {' '.join(str(why).split())}") from error
+
+
+def is_null(path: Path) -> bool:
+    """Whether a path leads to the null device, which takes everything and keeps nothing."""
+    try:
+        found, null = os.stat(path), os.stat(os.devnull)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISCHR(found.st_mode) and found.st_rdev == null.st_rdev
 
 
 def _save_inline(model: Model, target: Path, durable: bool) -> bool:
@@ -171,7 +189,8 @@ def _fresh_data_file(target: Path) -> Path:
 
 def _write_whole(target: Path, write: Callable[[IO[bytes]], T], durable: bool) -> T:
     """Have ``write`` fill a temporary file, bring it to disk, and put it in the target's place at once."""
-    temporary = target.with_name(f".{target.name[:200]}.{os.getpid()}.tmp")
+    mark = zlib.crc32(os.fsencode(target.name))
+    temporary = target.with_name(f".{target.name[:40]}.{mark:x}.{os.getpid()}.tmp")  # no name is longer than 255 bytes
     try:
         with temporary.open("wb") as file:
             result = write(file)

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 
 from graphopt.errors import DataError
 from graphopt.runtime.data import ListData
+from graphopt.runtime.npz import reading, require_file
 from graphopt.runtime.signature import Signature, TensorInfo, require_fit
 
 
@@ -18,7 +18,8 @@ def load_data_folder(folder: Path, sign: Signature) -> ListData:
     Raises:
         DataError: There is no set, or one does not fit the model.
     """
-    sets = [each for each in folder.iterdir() if re.fullmatch(r"test_data_set_\d+", each.name) and each.is_dir()]
+    with reading(folder, "folder"):
+        sets = [each for each in folder.iterdir() if re.fullmatch(r"test_data_set_\d+", each.name) and each.is_dir()]
     if not sets and any(folder.glob("input_*.pb")):
         sets = [folder]
     if not sets:
@@ -31,6 +32,8 @@ def _read_set(folder: Path, sign: Signature) -> dict[str, Any]:
     """Read one set: ``input_I.pb`` is the model's I-th input."""
     files = sorted(folder.glob("input_*.pb"), key=lambda each: _number(each.stem))
     names = sign.order
+    if [_number(each.stem) for each in files] != list(range(len(files))):
+        raise DataError(f"{folder}: the inputs are not numbered from input_0.pb on, once each")
     if len(files) != len(names):
         raise DataError(f"{folder}: holds {len(files)} inputs, the model takes {len(names)}")
     feeds: dict[str, Any] = {}
@@ -44,26 +47,29 @@ def _read_set(folder: Path, sign: Signature) -> dict[str, Any]:
 
 def _read_tensor(path: Path, info: TensorInfo) -> Any:
     """Read one tensor and hold it against its input."""
-    tensor = onnx.TensorProto()
-    values = onnx.numpy_helper.to_array(_parsed(tensor, path))
+    tensor = _parsed(onnx.TensorProto(), path)
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        raise DataError(f"{path}: keeps its values in another file, which is not read")
+    with reading(path, "tensor"):
+        values = onnx.numpy_helper.to_array(tensor)
     return require_fit(f"{path}:", values, info)
 
 
 def _read_other(path: Path, kind: onnx.TypeProto) -> Any:
     """Read one sequence or optional."""
-    if kind.HasField("sequence_type"):
-        return onnx.numpy_helper.to_list(_parsed(onnx.SequenceProto(), path))
-    if kind.HasField("optional_type"):
-        return onnx.numpy_helper.to_optional(_parsed(onnx.OptionalProto(), path))
+    with reading(path, str(kind.WhichOneof("value")).removesuffix("_type")):
+        if kind.HasField("sequence_type"):
+            return onnx.numpy_helper.to_list(_parsed(onnx.SequenceProto(), path))
+        if kind.HasField("optional_type"):
+            return onnx.numpy_helper.to_optional(_parsed(onnx.OptionalProto(), path))
     raise DataError(f"{path}: inputs of type {kind.WhichOneof('value')} are not supported")
 
 
 def _parsed(message: Any, path: Path) -> Any:
     """Parse a file into an empty message."""
-    try:
+    require_file(path)
+    with reading(path, "tensor"):
         message.ParseFromString(path.read_bytes())
-    except (OSError, DecodeError) as error:
-        raise DataError(f"{path}: cannot be read ({' '.join(str(error).split())})") from error
     return message
 
 

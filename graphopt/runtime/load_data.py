@@ -1,6 +1,8 @@
 """Reads the user's data and holds it against the model's signature: what does not fit is one clear DataError."""
 
 import difflib
+import math
+import os
 from collections.abc import Mapping
 from dataclasses import replace
 from os import PathLike
@@ -31,7 +33,7 @@ def load_data(path: str | PathLike[str], model: Model) -> Data:
             damaged further in raises it when the damage is met.
     """
     place = Path(path)
-    if place.is_dir():
+    if os.path.isdir(place):  # unlike its namesake of Path, it raises nothing on names that no system takes
         return load_data_folder(place, signature(model))
     try:
         return from_arrays(read_npz(place), model)
@@ -153,8 +155,8 @@ def _stored(
     label: str, values: "NDArray[Any] | Member", info: TensorInfo, factors: "Mapping[str, NDArray[Any] | Member | None]"
 ) -> Stored:
     """Check one array against its input."""
-    if values.dtype.kind in "US" and info.dtype.kind == "O":
-        values = np.asarray(values).astype(str).astype(object)
+    if info.dtype.kind == "O":
+        values = _texts(values, label)
     scale, offset = (_number(f"'{label}.{key}'", factors.get(key)) for key in ("scale", "offset"))
     scaled = scale is not None or offset is not None
     if scaled and values.dtype.kind not in "iuf":
@@ -171,13 +173,25 @@ def _stored(
     return Stored(values, info.dtype, 1.0 if scale is None else scale, offset or 0.0, shared)
 
 
+def _texts(values: "NDArray[Any] | Member", label: str) -> "NDArray[Any] | Member":
+    """Return texts as Python's; other values as they are, for the check of types to refuse them."""
+    if values.dtype.kind in "US":
+        try:
+            return np.asarray(values).astype(str).astype(object)
+        except UnicodeDecodeError as error:
+            raise DataError(f"{label!r} holds bytes that are no text") from error
+    if values.dtype.kind == "O" and not all(isinstance(each, str) for each in np.asarray(values).reshape(-1)):
+        raise DataError(f"{label!r} holds objects that are no text")
+    return values
+
+
 def _number(label: str, value: "NDArray[Any] | Member | None") -> float | None:
     """Return a scale or an offset."""
     if value is None:
         return None
-    number = np.asarray(value)
-    if number.size != 1 or number.dtype.kind not in "fiu":
+    if math.prod(value.shape) != 1 or value.dtype.kind not in "fiu":
         raise DataError(f"{label} must be one number")
+    number = np.asarray(value)
     if not np.isfinite(number).all():
         raise DataError(f"{label} is not finite")
     return float(number.reshape(()))
@@ -245,11 +259,11 @@ def _labels(
     if values is None:
         return None
     label = prefix + "labels"
-    values = np.asarray(values)
     if values.dtype.kind not in "iu":
         raise DataError(f"{label!r} holds {values.dtype}, class indices must be integers")
     if values.shape != (size,):
         raise DataError(f"{label!r} has shape {values.shape}, one class index for each of {size} samples is needed")
+    values = np.asarray(values)
     classes = class_count(sign)
     low, high = int(values.min()), int(values.max())
     if low < 0 or (classes is not None and high >= classes):

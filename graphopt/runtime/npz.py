@@ -1,9 +1,9 @@
 """Members of an .npz file, read as they are needed: small ones at once, large ones sample after sample."""
 
 import math
-import tokenize
+import stat
+import warnings
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -20,9 +20,8 @@ KEPT_BYTES = 1 << 25
 
 _CHUNK = 1 << 22
 _HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-_BROKEN_FILE = (OSError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
-_BROKEN_HEADER = (ValueError, TypeError, SyntaxError, tokenize.TokenError)
-_DAMAGE = (*_BROKEN_FILE, *_BROKEN_HEADER)
+_DENSEST = 1040
+"""Deflate packs no more bytes than this into one."""
 
 
 def read_npz(path: Path) -> dict[str, "Member"]:
@@ -31,19 +30,55 @@ def read_npz(path: Path) -> dict[str, "Member"]:
     Raises:
         DataError: The file is missing, is no .npz, is damaged, or holds pickled objects.
     """
+    require_file(path)
+    with reading(path, ".npz file"), path.open("rb") as file:
+        start = file.read(6)
+        if start == np.lib.format.MAGIC_PREFIX:
+            raise DataError(f"{path}: is a single array, an .npz with arrays keyed by input names is needed")
+        if start[:2] != b"PK":
+            raise DataError(f"{path}: is not an .npz file")
+        members: dict[str, Member] = {}
+        with zipfile.ZipFile(file) as archive:
+            for info in archive.infolist():
+                name = info.filename.removesuffix(".npy")
+                if name in members:
+                    raise DataError(f"{path}: holds {name!r} twice")
+                members[name] = _member(path, archive, info)
+    return members
+
+
+def require_file(path: Path) -> None:
+    """Refuse what is no file to read: a pipe would keep its reader waiting for ever.
+
+    Raises:
+        DataError: It is missing, or neither a file nor a link to one.
+    """
     try:
-        with path.open("rb") as file:
-            start = file.read(6)
-            if start == np.lib.format.MAGIC_PREFIX:
-                raise DataError(f"{path}: is a single array, an .npz with arrays keyed by input names is needed")
-            if start[:2] != b"PK":
-                raise DataError(f"{path}: is not an .npz file")
-            with zipfile.ZipFile(file) as archive:
-                return {info.filename.removesuffix(".npy"): _member(path, archive, info) for info in archive.infolist()}
+        mode = path.stat().st_mode
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except _DAMAGE as error:
-        raise _unreadable(path, error) from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({getattr(error, 'strerror', None) or error})") from error
+    if not stat.S_ISREG(mode):
+        raise DataError(f"{path}: is not a file")
+
+
+@contextmanager
+def reading(path: Path, form: str) -> Iterator[None]:
+    """Turn whatever the reader of a format raises on damaged bytes into one line: no list of errors is complete.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path}: is not a readable {form} ({text[:300]})") from error
 
 
 @dataclass(eq=False)
@@ -104,10 +139,8 @@ class Member:
         if not self.is_large:
             yield lambda samples: np.asarray(self._whole()[samples])
             return
-        try:
+        with reading(self.path, ".npz file"):
             archive = zipfile.ZipFile(self.path)
-        except _DAMAGE as error:
-            raise _unreadable(self.path, error) from error
         with archive, closing(_Stream(self, archive)) as stream:
             yield stream.read
 
@@ -115,12 +148,9 @@ class Member:
         """Return all values, and keep them if they are few."""
         if self._kept is not None:
             return self._kept
-        try:
-            with zipfile.ZipFile(self.path) as archive, archive.open(self.entry) as file:
-                values = np.lib.format.read_array(file, allow_pickle=False)
-                _finish(file)
-        except _DAMAGE as error:
-            raise _unreadable(self.path, error) from error
+        with reading(self.path, ".npz file"), zipfile.ZipFile(self.path) as archive, archive.open(self.entry) as file:
+            values = np.lib.format.read_array(file, allow_pickle=False)
+            _finish(file)
         if self.nbytes <= KEPT_BYTES:
             self._kept = values
         return values
@@ -146,10 +176,8 @@ class _Stream:
         start, stop, step = samples.indices(size)
         if step != 1:
             return np.asarray(self.read(slice(None))[samples])
-        try:
+        with reading(self._member.path, ".npz file"):
             return self._span(start, max(start, stop))
-        except _DAMAGE as error:
-            raise _unreadable(self._member.path, error) from error
 
     def _span(self, start: int, stop: int) -> NDArray[Any]:
         """Return samples from ``start`` up to ``stop``."""
@@ -196,6 +224,9 @@ def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Memb
     member = Member(path, info.filename, dtype, shape, fortran)
     if min(shape, default=0) < 0 or not 0 <= info.file_size - member.nbytes <= 1 << 20:
         raise ValueError(f"{info.filename} is not as long as its header says")
+    densest = {zipfile.ZIP_STORED: 1, zipfile.ZIP_DEFLATED: _DENSEST}.get(info.compress_type)
+    if densest is not None and info.file_size > densest * min(info.compress_size, path.stat().st_size):
+        raise ValueError(f"{info.filename} cannot be as long as its header says")
     return member
 
 
@@ -212,10 +243,6 @@ def _finish(file: IO[bytes]) -> None:
     """Read to the end of a member, where its checksum is compared."""
     if file.read(1):
         raise ValueError("it is longer than its header says")
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    return DataError(f"{path}: is not a readable .npz file ({' '.join(str(error).split())})")
 
 
 Arrays = Mapping[str, "NDArray[Any] | Member"]

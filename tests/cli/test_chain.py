@@ -77,6 +77,37 @@ def test_passes_lists_and_explains(run: Any) -> None:
     assert run("passes", "nonsense").returncode == 2
 
 
+@pytest.mark.parametrize(
+    "words", [[], ["--max-growth", "5"], [PRUNE]], ids=["alone", "behind an option", "the last pass"]
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_behind_a_pass_explains_it(flag: str, words: list[str], run: Any) -> None:
+    asked = run("optimize", "in.onnx", "out.onnx", FOLD, *words, flag, "--nonsense")
+    name = PRUNE if words == [PRUNE] else FOLD
+    assert (asked.returncode, asked.stdout) == (0, run("passes", name).stdout)
+
+
+def test_help_before_a_pass_is_the_commands(run: Any) -> None:
+    for words in (["--help"], ["--help", "a", "b", FOLD], ["a", "b", "-h", FOLD], ["a", "--help"]):
+        done = run("optimize", *words)
+        assert done.returncode == 0
+        assert done.stdout.startswith("Usage:")
+        assert "graphopt passes PASS" in " ".join(done.stdout.split())
+
+
+def test_help_as_a_value_or_behind_two_dashes_is_none() -> None:
+    with pytest.raises(OptionError, match="unknown pass '--help'"):
+        split_passes(optimize, ["a", "b", "--", "--help"])
+    assert split_passes(optimize, ["a", "b", "--data", "--help"])[0] == ["--data", "--help", "a", "b"]
+    assert split_passes(optimize, ["--", "--help", "b"])[0] == ["--", "--help", "b"]
+
+
+def test_the_bare_command_shows_its_help(run: Any) -> None:
+    done = run()
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.strip() == run("--help").stdout.strip()
+
+
 def test_inspect_and_validate(run: Any, tmp_path: Path) -> None:
     weight = np.eye(4, dtype=np.float32)
     onnx.save(model("g (float[N,4] x) => (float[N,4] y) { y = MatMul(x, w) }", w=weight), tmp_path / "a.onnx")

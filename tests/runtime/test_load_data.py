@@ -297,5 +297,5 @@ def test_broken_test_data_sets(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no test_data_set_0"):
         load_data(tmp_path, subject())
     (tmp_path / "input_0.pb").write_bytes(b"\xff\xff\xff")
-    with pytest.raises(DataError, match=r"input_0\.pb: cannot be read"):
+    with pytest.raises(DataError, match=r"input_0\.pb: is not a readable tensor"):
         load_data(tmp_path, subject())
