@@ -3,6 +3,7 @@
 The names below are imported when they are first used, so that ``graphopt --help`` answers without loading ONNX.
 """
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,12 @@ if TYPE_CHECKING:
     from graphopt.options import option
     from graphopt.registry import create
     from graphopt.result import PassResult, Rewritten, Skip, Skipped
+
+_ROOT = os.path.dirname(__path__[0])
+if os.path.isfile(os.path.join(_ROOT, "pyproject.toml")) and os.path.isfile(
+    os.path.join(_ROOT, "passes", "__init__.py")
+):
+    __path__.append(_ROOT)  # a checkout that Python stands in: there the passes lie beside the package, not in it
 
 _HOMES = {
     "BitExact": "graphopt.contract",

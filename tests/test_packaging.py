@@ -1,6 +1,9 @@
 """The package as it is installed: nothing left out, nothing leaked, dependencies flowing one way."""
 
 import ast
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -108,3 +111,21 @@ def test_the_readme_lists_every_pass_and_no_other() -> None:
 def test_the_readme_prints_exactly_two_set_up_commands() -> None:
     lines = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith("    pip install ")]
     assert len(lines) == 2
+
+
+def test_a_checkout_that_python_stands_in_has_its_passes(tmp_path: Path) -> None:
+    for name in ("graphopt", "passes"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    point = PROJECT["project"]["entry-points"]["graphopt.passes"]["fold-batchnorm"]
+    module, _, kind = point.partition(":")
+    # What an editable installation adds to the import system is taken out: it would find the passes by itself.
+    script = f"""import sys
+sys.meta_path[:] = [each for each in sys.meta_path if "editable" not in repr(each).lower()]
+import graphopt, importlib
+found = importlib.import_module({module!r})
+print(graphopt.__file__, found.__file__, getattr(found, {kind!r}).name, sep="\\n")"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
+    package, home, name = done.stdout.split("\n")[:3]
+    assert Path(package).parents[1] == Path(home).parents[1] == tmp_path.resolve()
+    assert name == "fold-batchnorm"
