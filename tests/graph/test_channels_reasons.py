@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from graphopt.graph import GraphView
-from graphopt.graph.channels import Channels
+from graphopt.graph.channels import Channels, channel_groups
 from graphopt.model import from_proto
 from graphopt.registry import create
 from graphopt.runtime.session import Session
@@ -160,6 +160,32 @@ def test_sizes_without_a_name_are_copied(target: str) -> None:
     assert [(each.site, each.detail) for each in result.rewritten] == [("a", "2 channels removed")]
     feeds = {"x": draw(2, 3, 5, 4)}
     np.testing.assert_allclose(Session(after).run(feeds)["y"], Session(proto).run(feeds)["y"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("starts", "ends"), [("open", "i2"), ("i0", "open"), ("open", "open")])
+def test_bounds_of_which_not_even_the_number_is_known(starts: str, ends: str) -> None:
+    nodes = f"a = Conv(x, w) b = Slice(a, {starts}, {ends}) y = Conv(b, v)"
+    text = f"g (float[N,3,4,4] x, int64[k] open) => (float[N,5,h,w] y) {{ {nodes} }}"
+    proto = model(text, **read_by(text, WEIGHTS))
+    after, result = run_alone(create("prune-channels", multiple=1), proto)
+    assert not result.rewritten
+    assert after.SerializeToString() == proto.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "names"),
+    [("float[8] s", 0, ["b"]), ("float[1] s", 0, ["b"]), ("", 8, ["b", "s"]), ("", 1, ["b"])],
+)
+def test_only_stored_scales_belong_to_a_group(scale: str, size: int, names: list[str]) -> None:
+    """What a normalization hands on has the scale and the shift that are stored, element by element, and no others."""
+    given = {"b": weight(8), "v": weight(8, 2)} | ({"s": weight(size)} if size else {})
+    inputs = ", ".join(filter(None, ("float[N,8] x", scale)))
+    nodes = "n = LayerNormalization(x, s, b) y = MatMul(n, v)"
+    view = GraphView(from_proto(model(f"g ({inputs}) => (float[N,2] y) {{ {nodes} }}", **given)))
+    groups = [group for group in channel_groups(Channels.analyze(view)) if group.blocked is None]
+    assert len(groups) == 8
+    for group in groups:
+        assert sorted({str(part.node.inputs[part.slot].name) for part in group.weights}) == sorted([*names, "v"])
 
 
 LSTM = "y = LSTM<hidden_size=4>(x, lw, lr, , , h, h)"
