@@ -8,7 +8,7 @@ import pytest
 from numpy.typing import NDArray
 
 from graphopt.graph import GraphView
-from graphopt.graph.channels import Channels
+from graphopt.graph.channels import Channels, channel_groups
 from graphopt.model import from_proto
 from graphopt.registry import create
 from graphopt.runtime.session import Session
@@ -43,6 +43,10 @@ WEIGHTS: dict[str, NDArray[Any]] = {
     "project": weight(3, 4, dead=(1, 2), axis=1),
     "zeros": np.zeros((1, 1, 4), dtype=np.float32),
     "two": np.array(2, dtype=np.float32),
+    "single": np.zeros((1, 3, 1, 1), dtype=np.float32),
+    "first": weight(5, 1, 1, 1),
+    "row": np.array([0, 1]),
+    "scales": np.array([1, 1, 2, 2], dtype=np.float32),
     "i0": np.array([0]),
     "i1": np.array([1]),
     "i2": np.array([2]),
@@ -120,6 +124,68 @@ def judge(text: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
 )
 def test_reasons_of_convolutions(nodes: str, removed: list[tuple[str, str]], reasons: list[tuple[str, str]]) -> None:
     assert judge(f"{IMAGE} {{ {nodes} }}") == (removed, reasons)
+
+
+@pytest.mark.parametrize(
+    "nodes",
+    [
+        "b = Gather<axis=2>(a, i0)",
+        "b = Gather<axis=2>(a, row)",
+        "b = Transpose<perm=[0,1,3,2]>(a)",
+        "b = Slice(a, i0, i2, i2)",
+        "b = MaxPool<kernel_shape=[2,2]>(a)",
+        "b = Identity(a)",
+        "b = Concat<axis=2>(a, a)",
+        "b = Resize(a, , scales)",
+    ],
+)
+def test_the_last_channel_of_a_layer_stays_behind_anything(nodes: str) -> None:
+    removed, reasons = judge(f"{IMAGE} {{ a = Conv(x, single) {nodes} y = Conv(b, first, shift) }}")
+    assert not removed
+    assert ("a", "1 idle channel stays: the last channel of a layer") in reasons
+
+
+@pytest.mark.parametrize("target", ["copied", "named"])
+def test_sizes_without_a_name_are_copied(target: str) -> None:
+    """Zeros in the target of a Reshape say that an axis stays as it is, whatever its size is."""
+    numbers = {"copied": [0, 0, -1], "named": [0, 6, -1]}
+    proto = model(
+        """g (float[?,3,?,4] x) => (float[?,2] y) { a = Conv(x, w) b = Reshape(a, target)
+        c = ReduceMean<axes=[2],keepdims=0>(b) y = MatMul(c, v) }""",
+        w=weight(6, 3, 1, 1, dead=(1, 4)),
+        v=weight(6, 2),
+        target=np.array(numbers[target]),
+    )
+    after, result = run_alone(create("prune-channels", multiple=1), proto)
+    assert [(each.site, each.detail) for each in result.rewritten] == [("a", "2 channels removed")]
+    feeds = {"x": draw(2, 3, 5, 4)}
+    np.testing.assert_allclose(Session(after).run(feeds)["y"], Session(proto).run(feeds)["y"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(("starts", "ends"), [("open", "i2"), ("i0", "open"), ("open", "open")])
+def test_bounds_of_which_not_even_the_number_is_known(starts: str, ends: str) -> None:
+    nodes = f"a = Conv(x, w) b = Slice(a, {starts}, {ends}) y = Conv(b, v)"
+    text = f"g (float[N,3,4,4] x, int64[k] open) => (float[N,5,h,w] y) {{ {nodes} }}"
+    proto = model(text, **read_by(text, WEIGHTS))
+    after, result = run_alone(create("prune-channels", multiple=1), proto)
+    assert not result.rewritten
+    assert after.SerializeToString() == proto.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("scale", "size", "names"),
+    [("float[8] s", 0, ["b"]), ("float[1] s", 0, ["b"]), ("", 8, ["b", "s"]), ("", 1, ["b"])],
+)
+def test_only_stored_scales_belong_to_a_group(scale: str, size: int, names: list[str]) -> None:
+    """What a normalization hands on has the scale and the shift that are stored, element by element, and no others."""
+    given = {"b": weight(8), "v": weight(8, 2)} | ({"s": weight(size)} if size else {})
+    inputs = ", ".join(filter(None, ("float[N,8] x", scale)))
+    nodes = "n = LayerNormalization(x, s, b) y = MatMul(n, v)"
+    view = GraphView(from_proto(model(f"g ({inputs}) => (float[N,2] y) {{ {nodes} }}", **given)))
+    groups = [group for group in channel_groups(Channels.analyze(view)) if group.blocked is None]
+    assert len(groups) == 8
+    for group in groups:
+        assert sorted({str(part.node.inputs[part.slot].name) for part in group.weights}) == sorted([*names, "v"])
 
 
 LSTM = "y = LSTM<hidden_size=4>(x, lw, lr, , , h, h)"

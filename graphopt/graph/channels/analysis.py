@@ -99,7 +99,7 @@ class Channels:
         found: dict[int, str] = {}
         ranked: dict[int, int] = {}
         bounds = pairwise([*self.labels.starts, self.labels.count])
-        for (start, end), (node, _) in zip(bounds, self.labels.owners, strict=True):
+        for (start, end), node in zip(bounds, self.labels.owners, strict=True):
             use, axis = self.labels.born.get(start, (None, 0))
             rank = 0 if self.labels.is_layer(start) else 1 if use is not None and use.roles[axis] == "feeds" else 2
             for family in np.unique(self.family[start:end]).tolist():

@@ -101,7 +101,7 @@ class Convolution(Transfer):
         if layout.out_axis == 0:
             outs = labels.axis(node, 1, 0, "feeds")
         else:
-            outs = labels.fresh(layout.outs, node, 1)
+            outs = labels.fresh(layout.outs, node)
             labels.attach(node, 1, 0, ins, "feeds" if together else "reads")
         if outs is None:
             return self._blocked_groups(node, labels, layout, ins)

@@ -69,7 +69,7 @@ class Labels:
         self.facts = facts
         self.count = 0
         self.starts: list[int] = []
-        self.owners: list[tuple[gs.Node, int]] = []
+        self.owners: list[gs.Node] = []
         self.variables: dict[int, Axes] = {}
         self.tensors: dict[int, gs.Tensor] = {}
         self.uses: dict[tuple[int, int], Use] = {}
@@ -102,7 +102,7 @@ class Labels:
             size = self.facts.dim(tensor, axis)
             if size is None or size == 0:
                 return None
-            use.axes[axis] = self.fresh(size, node, slot)
+            use.axes[axis] = self.fresh(size, node)
             use.roles[axis], use.readers[axis] = "aside", node
             self.born[int(use.axes[axis][0])] = use, axis
         self._assign(use, axis, role, node)
@@ -110,7 +110,7 @@ class Labels:
 
     def pinned(self, size: int, node: gs.Node, reason: str) -> Label:
         """Return new labels that cannot be cut."""
-        labels = self.fresh(size, node, -1)
+        labels = self.fresh(size, node)
         self.block(labels, reason)
         return labels
 
@@ -157,11 +157,11 @@ class Labels:
 
     # -- telling -------------------------------------------------------------------------------------------------------
 
-    def fresh(self, size: int, node: gs.Node, slot: int) -> Label:
-        """Return new labels for an axis of ``size``, born at a slot of ``node`` (-1: at its output)."""
+    def fresh(self, size: int, node: gs.Node) -> Label:
+        """Return new labels for an axis of ``size``, born at ``node``."""
         if size:
             self.starts.append(self.count)
-            self.owners.append((node, slot))
+            self.owners.append(node)
         self.count += size
         return np.arange(self.count - size, self.count)
 

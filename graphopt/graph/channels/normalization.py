@@ -125,7 +125,7 @@ class LayerNormalization(Transfer):
         size = facts.dim(node.outputs[0], -1)
         if size is None or size < 2 or id(node.outputs[0]) not in labels.variables:
             return
-        own = labels.fresh(size, node, -1)
+        own = labels.fresh(size, node)
         if node.attrs.get("axis", -1) % rank == rank - 1:
             for slot, role in list(enumerate(("", "scales", "feeds")))[1 : len(node.inputs)]:
                 if node.inputs[slot].name:

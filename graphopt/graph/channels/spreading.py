@@ -94,7 +94,7 @@ class Expand(Keeping):
             if out in back:
                 axes.append(labels.axis(node, 0, back[out], "feeds"))
             elif repeated and size is not None and size > 1 and _is_float(node.inputs[0], facts):
-                axes.append(labels.fresh(size, node, -1))
+                axes.append(labels.fresh(size, node))
             else:
                 if not repeated:
                     labels.block_input_axis(node, 0, inner)
@@ -135,7 +135,7 @@ class ConstantOfShape(Transfer):
             sizes = [facts.dim(node.outputs[0], axis) or 0 for axis in range(rank)]
             labels.set(
                 node.outputs[0],
-                [labels.fresh(n, node, -1) if a in known and n > 1 else None for a, n in enumerate(sizes)],
+                [labels.fresh(n, node) if a in known and n > 1 else None for a, n in enumerate(sizes)],
             )
 
     def cut(self, node: gs.Node, cut: Cut) -> None:
