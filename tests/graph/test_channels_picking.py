@@ -21,6 +21,12 @@ PRUNE = "prune-channels"
 RNG = np.random.default_rng(4)
 
 
+@pytest.fixture(autouse=True)
+def drawn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no test depend on which ones ran before it."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(4))
+
+
 def weight(*shape: int, dead: tuple[int, ...] = (), axis: int = 0) -> NDArray[np.float32]:
     values = RNG.standard_normal(shape).astype(np.float32)
     values[(slice(None),) * axis + (list(dead),)] = 0

@@ -12,7 +12,7 @@ from graphopt.graph.channels import Channels, channel_groups
 from graphopt.model import from_proto
 from graphopt.registry import create
 from graphopt.runtime.session import Session
-from graphopt.testing import draw, model, read_by, run_alone
+from graphopt.testing import assert_untouched, draw, model, read_by, run_alone
 
 IMAGE = "g (float[N,3,4,4] x) => (float[N,5,h,w] y)"
 STEPS = "g (float[t,b,3] x) => (float[t,1,b,4] y)"
@@ -186,6 +186,11 @@ def test_only_stored_scales_belong_to_a_group(scale: str, size: int, names: list
     assert len(groups) == 8
     for group in groups:
         assert sorted({str(part.node.inputs[part.slot].name) for part in group.weights}) == sorted([*names, "v"])
+
+
+def test_a_product_of_no_elements_is_left_alone() -> None:
+    text = "g (float[4,0] x) => (float[4,0] y) { a = Relu(x) y = Mul(a, c) }"
+    assert_untouched(create("prune-channels", multiple=1), model(text, c=np.zeros((4, 0), np.float32)))
 
 
 LSTM = "y = LSTM<hidden_size=4>(x, lw, lr, , , h, h)"
