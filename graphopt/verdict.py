@@ -53,7 +53,7 @@ def judge(
         reports: What came of it.
         max_drop: How many points of top-1 a run that compresses may lose.
     """
-    kept = [(each, told) for each, told in _kept(passes, reports) if told.rewritten]
+    kept = [(each, told) for each, told in kept_passes(passes, reports) if told.rewritten]
     total = on_inputs(total_contract([each.contract for each, _ in kept]), proof.data.generated)
     freezes = any(each.freezes for each, _ in kept)
     try:
@@ -116,7 +116,7 @@ def _drop(accuracy: tuple[float, float], most: float, compressed: bool) -> list[
 def failed(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[str]:
     """Name the passes that failed, then the compressing ones that could do nothing at all."""
     failures = [f"{each.name}: {each.failure}" for each in reports if each.failure]
-    kept = _kept(passes, reports)
+    kept = kept_passes(passes, reports)
     busy = {(each.name, each.override) for each, told in kept if told.rewritten and each.override}
     for each, told in kept:
         if each.compresses and not told.rewritten and (each.name, each.override) not in busy:
@@ -127,11 +127,11 @@ def failed(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[str]:
 
 def not_smaller(passes: Sequence[Pass], reports: Sequence[PassReport], before: int, after: int) -> list[str]:
     """Say so if a run that was to compress gives a file as large as the original, whatever has made it grow."""
-    compressed = any(each.compresses and told.rewritten for each, told in _kept(passes, reports))
+    compressed = any(each.compresses and told.rewritten for each, told in kept_passes(passes, reports))
     return [f"the result is not smaller: {before:,} bytes became {after:,}"] if compressed and after >= before else []
 
 
-def _kept(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[tuple[Pass, PassResult]]:
+def kept_passes(passes: Sequence[Pass], reports: Sequence[PassReport]) -> list[tuple[Pass, PassResult]]:
     """Pair each kept report with its pass."""
     by_key = {(each.name, str(option_values(each))): each for each in passes}
     return [(by_key[(each.name, str(each.options))], each.result) for each in reports if each.kept]

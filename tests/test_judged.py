@@ -77,6 +77,16 @@ def test_the_first_run_is_handed_back_where_nothing_helps(
     assert not [each for each in result.report.notes if each.startswith("top-1 fell too far")]
 
 
+def test_nothing_is_run_again_behind_a_pass_that_promises_no_accuracy(
+    models: Path, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = runs(monkeypatch)
+    passes = [graphopt.create("zero-channels", ratio=0.9), graphopt.create("prune-channels"), "quantize-weights"]
+    result = graphopt.optimize(models / "fmnist_resnet14_bn.onnx", passes, data=data, latency=False)
+    assert seen == [-np.inf]
+    assert [each for each in result.report.failures if each.startswith("top-1 fell by")]
+
+
 def test_passes_that_cannot_demote_are_run_once(
     models: Path, data: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
