@@ -4,9 +4,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
 from graphopt.progress import Progress as Told
 from graphopt.progress import silent
 
@@ -17,6 +14,9 @@ def progress_bar() -> Iterator[Told]:
     if not sys.stderr.isatty():
         yield silent
         return
+    from rich.console import Console  # only now: a run in a pipe saves the import
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=None)

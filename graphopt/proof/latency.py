@@ -10,15 +10,11 @@ from graphopt.errors import GraphoptError
 from graphopt.model import Model
 from graphopt.model.exporter import weight_bytes
 from graphopt.proof.profile import node_times
-from graphopt.proof.timing import SECONDS, SECONDS_CLEAR, least_times, timed_feeds
+from graphopt.proof.timing import NOISE, NOISE_ALONE, SECONDS_AGAIN, SECONDS_CLEAR, least_times, timed_feeds
 from graphopt.report.report import Latency
 from graphopt.runtime.data import Data, Feeds
 from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session
-
-NOISE = 0.05
-NOISE_ALONE = 0.1
-"""Models that are not run in turn differ by more."""
 
 NOISE_MS = 0.003
 """What the clock and the call add to the noise of a run."""
@@ -28,6 +24,9 @@ PROFILED = 1 << 28
 
 PAIRED = 1 << 25
 """Models with more bytes of weights are run one behind the other instead of in turn: one session is open at a time."""
+
+PAIRS = 2
+"""One that seems slower is only called so if it is slower in each of so many further pairs of sessions."""
 
 SITES = 5
 
@@ -57,10 +56,11 @@ def latency(
     if max(weight_bytes(before), weight_bytes(after)) > PAIRED:
         first, second = (known(model) or _alone(opener, model, feeds, SECONDS_CLEAR) for model in (before, after))
         noise = NOISE_ALONE
-        if Latency(first, second, samples, noise).slower:  # or something else ran beside it
-            first, second = (
-                min(least, _alone(opener, model, feeds, SECONDS)) for least, model in ((first, before), (second, after))
-            )
+        for _ in range(PAIRS):  # or something else ran beside one of them
+            if not Latency(first, second, samples, noise).slower:
+                break
+            first = _alone(opener, before, feeds, SECONDS_AGAIN)
+            second = _alone(opener, after, feeds, SECONDS_AGAIN, enough=first * (1 + noise))
     else:
         first, second = least_times([opener(model, optimize=True, threads=1) for model in (before, after)], feeds)
         noise = NOISE
@@ -76,9 +76,9 @@ def latency(
         return found
 
 
-def _alone(opener: Opener, model: Model, feeds: Feeds, seconds: float) -> float:
+def _alone(opener: Opener, model: Model, feeds: Feeds, seconds: float, enough: float = 0.0) -> float:
     """Return the least time of one run of a model whose session is released at once, in ms."""
-    least = least_times([opener(model, optimize=True, threads=1)], feeds, seconds=seconds)[0]
+    least = least_times([opener(model, optimize=True, threads=1)], feeds, seconds=seconds, enough=enough)[0]
     give_back()
     return least
 

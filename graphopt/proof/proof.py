@@ -19,18 +19,16 @@ from graphopt.proof.batching import first_run
 from graphopt.proof.dependence import dependent_outputs
 from graphopt.proof.outputs import Outputs, Store
 from graphopt.proof.review import Pair, review
-from graphopt.proof.timing import least_times, timed_feeds
+from graphopt.proof.sessions import Sessions
+from graphopt.proof.timing import NOISE_ALONE, SECONDS_AGAIN, least_times, timed_feeds, timed_run
 from graphopt.proof.unknown import Unknown
 from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.feeds import overridden
 from graphopt.runtime.memory import give_back
-from graphopt.runtime.session import Session, is_mapped, threads_for_samples
+from graphopt.runtime.session import Session
 
 MOST_KEPT = 4
 """Outputs of so many models are kept besides those of the one that a run began with."""
-
-KEPT_OPEN = 1 << 25
-"""Default sessions on one thread of the source and of one other model stay open, to be timed, up to this many bytes."""
 
 REVIEWED = 1 << 30
 """Weights of up to this many bytes are reviewed, as that takes several copies of them."""
@@ -54,12 +52,10 @@ class Proof:
         """Prove what is made of ``source`` on ``data``."""
         self.data, self.source = data, source
         self.unknown = Unknown.of(source)
-        self._threads = threads_for_samples(source) if data.generated else 0
-        self._mapped = is_mapped(source)  # whatever its size: kernels are to round alike
+        self._sessions = Sessions(source, data.generated)
         self._store = Store()
         self._kept: OrderedDict[tuple[int, bool, frozenset[str]], Outputs] = OrderedDict()
         self._other_values: Feeds | None = None
-        self._usual: dict[int, tuple[Model, Session]] = {}
         self.timed = False
         self._timed: dict[int, tuple[Model, float]] = {}
 
@@ -109,7 +105,7 @@ class Proof:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove what is kept."""
-        self._usual.clear()
+        self._sessions.close()
         self._timed.clear()
         self._kept.clear()
         self._store.close()
@@ -159,18 +155,8 @@ class Proof:
         Raises:
             GraphoptError: ONNX Runtime cannot load it.
         """
-        usual = optimize and threads == 1 and profile is None
-        if usual and id(model) in self._usual:
-            return self._usual[id(model)][1]
-        known = model if self.unknown is None else self.unknown.runnable(to_proto(model))
-        chosen = self._threads if threads is None else threads
-        session = Session(known, optimize=optimize, threads=chosen, profile=profile, mapped=self._mapped)
-        if usual and weight_bytes(model) <= KEPT_OPEN:
-            others = [key for key in self._usual if key != id(self.source)]
-            if others:
-                del self._usual[others[0]]
-            self._usual[id(model)] = model, session
-        return session
+        runnable = None if self.unknown is None else self.unknown.runnable(to_proto(model))
+        return self._sessions.open(model, self.source, runnable, optimize=optimize, threads=threads, profile=profile)
 
     def outputs(
         self, model: Model, limit: int | None = None, *, optimize: bool = False, hidden: frozenset[str] = frozenset()
@@ -192,15 +178,18 @@ class Proof:
         self._kept.move_to_end(key)
         session: Session | None = None
         threads = 1 if optimize and self.data.generated else None  # few samples: the session that is timed, too
+        times: list[tuple[Feeds, float]] = []
         try:
             for index, (feeds, count) in enumerate(zip(self.feeds(limit), self.counts(limit), strict=True)):
                 if index < len(found):
                     continue
                 session = session or self.session(model, optimize=optimize, threads=threads)
                 given = {name: value for name, value in feeds.items() if name not in hidden}
-                found.append(_real(session.run(given), feeds, count, self.data.at_once))
-            if session is not None and self.timed and threads == 1 and id(model) not in self._usual:
-                self._timed[id(model)] = model, least_times([session], timed_feeds(self.data)[0], warm=True)[0]
+                outputs, spent = timed_run(session, given)
+                times.append((feeds, spent))
+                found.append(_real(outputs, feeds, count, self.data.at_once))
+            if session is not None and self.timed and threads == 1 and not self._sessions.is_open(model):
+                self._timed[id(model)] = model, self._time(session, times[1:])
         except GraphoptError:
             self._kept.pop(key).forget()
             raise
@@ -212,6 +201,16 @@ class Proof:
         for each in others[:-MOST_KEPT]:
             self._kept.pop(each).forget()
         return found
+
+    def _time(self, session: Session, times: list[tuple[Feeds, float]]) -> float:
+        """Return the least time of one run of a session, in ms; what runs after its first took is known."""
+        feeds, _ = timed_feeds(self.data)
+        earlier = [spent for fed, spent in times if fed is feeds]
+        source = self.least_ms(self.source)
+        if source is None:
+            return least_times([session], feeds, earlier=earlier)[0]
+        enough = source * (1 + NOISE_ALONE)
+        return least_times([session], feeds, earlier=earlier, seconds=SECONDS_AGAIN, enough=enough)[0]
 
     def _take(self, known: Sequence[Feeds | None]) -> None:
         """Keep what the source gives on the first feeds, up to the first of which that is not known."""

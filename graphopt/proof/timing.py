@@ -1,6 +1,7 @@
 """The least time that sessions take for one run, in turn."""
 
 import time
+from collections.abc import Sequence
 
 from graphopt.runtime.data import Data, Feeds, ListData, one_at_a_time
 from graphopt.runtime.session import Session
@@ -8,6 +9,13 @@ from graphopt.runtime.session import Session
 SECONDS = 1.0
 SECONDS_CLEAR = 0.1
 """Each model is run for about so long; the shorter time where the second is clearly no slower."""
+
+SECONDS_AGAIN = 0.3
+"""A model that is timed alone, and seems slower than another was, is run for about so long."""
+
+NOISE = 0.05
+NOISE_ALONE = 0.1
+"""Models that are not run in turn differ by more."""
 
 ROUNDS = 200
 
@@ -23,27 +31,39 @@ def timed_feeds(data: Data) -> tuple[Feeds, int]:
 
 
 def least_times(
-    sessions: list[Session], feeds: Feeds, *, warm: bool = False, seconds: float = SECONDS_CLEAR
+    sessions: list[Session],
+    feeds: Feeds,
+    *,
+    earlier: Sequence[float] | None = None,
+    seconds: float = SECONDS_CLEAR,
+    enough: float = 0.0,
 ) -> list[float]:
     """Return the least time of one run of each session, in ms; they run in turn.
 
     Args:
         sessions: What to time.
         feeds: What to run on.
-        warm: Whether they have run already; else the first run of each does not count.
+        earlier: What runs on the same took of the only session, which has run before; None if none has: then the first
+            run of each does not count.
         seconds: How long to go on if the last one is clearly no slower than the first, for each session.
+        enough: A time, in ms; once the last one has taken no more, it is not run on.
     """
-    least = [float("inf")] * len(sessions)
-    for session in () if warm else sessions:
+    least = [min(earlier or (), default=float("inf"))] * len(sessions)
+    for session in sessions if earlier is None else ():
         session.run(feeds)
     begin = time.perf_counter()
-    for done in range(ROUNDS):
+    for done in range(len(earlier or ()), ROUNDS):
         spent = time.perf_counter() - begin
         clear = least[-1] <= least[0] * (1 + CLEAR)
-        if done >= 2 and spent > (seconds if clear else SECONDS) * len(sessions):
+        if done >= 2 and (least[-1] <= enough or spent > (seconds if clear else SECONDS) * len(sessions)):
             break
         for index, session in enumerate(sessions):
-            start = time.thread_time()
-            session.run(feeds)
-            least[index] = min(least[index], (time.thread_time() - start) * 1e3)
+            least[index] = min(least[index], timed_run(session, feeds)[1])
     return least
+
+
+def timed_run(session: Session, feeds: Feeds) -> tuple[Feeds, float]:
+    """Run once, and return the outputs and the time that this thread took, in ms."""
+    start = time.thread_time()
+    outputs = session.run(feeds)
+    return outputs, (time.thread_time() - start) * 1e3

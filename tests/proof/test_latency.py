@@ -51,9 +51,9 @@ def test_of_ready_feeds_those_with_the_fewest_samples_are_run() -> None:
         assert count == samples
 
 
-@pytest.mark.parametrize(("warm", "runs"), [(True, 3), (False, 4)])
-def test_the_first_run_does_not_count_unless_it_was_made_already(
-    warm: bool, runs: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("earlier", "runs"), [(None, 4), ([], 3), ([1e9], 2), ([1e-9, 1e9], 1)])
+def test_the_first_run_does_not_count_and_earlier_ones_do(
+    earlier: list[float] | None, runs: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Counted(Session):
         runs = 0
@@ -64,8 +64,25 @@ def test_the_first_run_does_not_count_unless_it_was_made_already(
 
     monkeypatch.setattr(timing, "ROUNDS", 3)
     session = Counted(linear(), optimize=True, threads=1)
-    assert 0 < timing.least_times([session], {"x": draw(2, 6)}, warm=warm)[0] < float("inf")
+    (least,) = timing.least_times([session], {"x": draw(2, 6)}, earlier=earlier)
     assert session.runs == runs
+    assert least == 1e-9 if runs == 1 else 1e-9 < least < 1e9
+
+
+def test_what_is_fast_enough_is_not_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter([5.0, 4.0, 3.0, 2.0, 1.0])
+    monkeypatch.setattr(timing, "timed_run", lambda session, feeds: ({}, next(spent)))
+    session = Session(linear(), optimize=True, threads=1)
+    assert timing.least_times([session], {}, earlier=[], seconds=60, enough=2.0) == [2.0]
+    assert next(spent) == 1.0
+
+
+def test_two_runs_are_the_least(monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = iter([5.0, 4.0, 3.0])
+    monkeypatch.setattr(timing, "timed_run", lambda session, feeds: ({}, next(spent)))
+    session = Session(linear(), optimize=True, threads=1)
+    assert timing.least_times([session], {}, earlier=[], enough=9.0) == [4.0]
+    assert timing.least_times([session], {}, earlier=[2.5], enough=9.0) == [2.5]
 
 
 @pytest.mark.parametrize(("told", "opened_again"), [((1e6, 1e7), True), ((1e7, 1e6), False), ((1e6, 1.05e6), False)])
@@ -77,10 +94,36 @@ def test_large_models_are_measured_again_before_one_is_called_slower(
     seen: list[dict[str, Any]] = []
     times = {id(before): told[0], id(after): told[1]}
     found = latency(before, after, generate(before), opened(seen), known=lambda each: times[id(each)])
-    assert len(seen) == (2 if opened_again else 0)
+    assert len(seen) in ((2, 4) if opened_again else (0,))
     assert ((found.before, found.after) == told) is not opened_again
     assert found.before <= told[0]
     assert found.after <= told[1]
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ((10.0, 10.9, 2.0, 2.4), (10.0, 10.9)),
+        ((10.0, 12.0, 3.0, 3.1), (3.0, 3.1)),
+        ((10.0, 12.0, 3.0, 3.6, 4.0, 4.1), (4.0, 4.1)),
+        ((10.0, 12.0, 3.0, 3.6, 4.0, 4.9, 5.0, 5.0), (4.0, 4.9)),
+    ],
+)
+def test_a_large_model_is_slower_if_it_is_in_three_pairs(
+    told: tuple[float, ...], kept: tuple[float, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, after = linear(), linear()
+    monkeypatch.setattr(latencies, "PAIRED", 0)
+    spent, asked = iter(told), list[float]()
+
+    def scripted(sessions: Any, feeds: Any, **options: Any) -> list[float]:
+        asked.append(options.get("enough", 0.0))
+        return [next(spent)]
+
+    monkeypatch.setattr(latencies, "least_times", scripted)
+    found = latency(before, after, generate(before))
+    assert (found.before, found.after) == kept
+    assert asked[3::2] == pytest.approx([1.1 * each for each in told[2 : len(asked) : 2]], rel=1e-9, abs=0)
 
 
 @pytest.mark.parametrize(("bytes_more", "alone"), [(0, False), (-1, True)])

@@ -12,6 +12,7 @@ from graphopt.errors import DataError, GraphoptError, ModelError
 from graphopt.model import Model, from_proto, to_proto
 from graphopt.proof import outputs as keeping
 from graphopt.proof import proof as proofs
+from graphopt.proof import sessions as keeping_open
 from graphopt.proof.outputs import Outputs, Store
 from graphopt.proof.proof import MOST_KEPT, Proof, compare_models
 from graphopt.runtime import session as sessions
@@ -101,7 +102,7 @@ def test_weights_go_the_way_of_the_sources_whatever_their_size(
             super().__init__(model, **options)
 
     monkeypatch.setattr(sessions, "IN_MEMORY", limit)
-    monkeypatch.setattr(proofs, "Session", Spy)
+    monkeypatch.setattr(keeping_open, "Session", Spy)
     source = linear()
     small, large = linear(W[:, :1]), linear(np.repeat(W, 2, axis=1))
     with Proof(source, from_arrays({"x": X}, source)) as proof:
@@ -152,7 +153,7 @@ def test_outputs_of_the_source_stay_and_of_others_the_last_four() -> None:
 
 
 def test_default_sessions_on_one_thread_stay_open() -> None:
-    assert proofs.KEPT_OPEN == 1 << 25
+    assert keeping_open.KEPT_OPEN == 1 << 25
     source, other = linear(), linear(W * np.float32(2))
     with Proof(source, from_arrays({"x": X}, source)) as proof:
         first = proof.session(source, optimize=True, threads=1)

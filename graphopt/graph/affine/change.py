@@ -116,26 +116,25 @@ def carry(values: Array, kind: "np.dtype[Any]", name: str) -> NDArray[Any]:
     Raises:
         Skip: A value overflows, or the largest are so small that the type loses their digits.
     """
-    peak = _peak(values)
-    if not np.isfinite(peak):
-        raise Skip(f"{name!r} would overflow")
-    narrow = cast(values, kind, name)
-    narrow += narrow.dtype.type(0)  # makes a negative zero positive
-    if _loss(values, narrow) > max(peak * 2.0 ** -_FRACTION_BITS.get(kind.name, 7), _INVISIBLE):
+    narrow = np.empty(values.shape, kind)
+    wide, cut = values.reshape(-1), narrow.reshape(-1)
+    peak = lost = 0.0
+    for start in range(0, wide.size, _BLOCK):  # so long a piece stays in the cache
+        piece, block = wide[start : start + _BLOCK], cut[start : start + _BLOCK]
+        largest = _peak(piece)
+        if not np.isfinite(largest):
+            raise Skip(f"{name!r} would overflow")
+        block[:] = cast(piece, kind, name)
+        block += kind.type(0)  # makes a negative zero positive
+        peak, lost = max(peak, largest), max(lost, _peak(piece - block.astype(np.float64)))
+    if lost > max(peak * 2.0 ** -_FRACTION_BITS.get(kind.name, 7), _INVISIBLE):
         raise Skip(f"{name!r} would underflow {kind.name}")
     return narrow
 
 
-def _loss(values: Array, narrow: NDArray[Any]) -> float:
-    """Return the largest magnitude of what a cast took away, block by block as long as that stays in the cache."""
-    wide, cut = values.reshape(-1), narrow.reshape(-1)
-    blocks = (slice(start, start + _BLOCK) for start in range(0, wide.size, _BLOCK))
-    return max((_peak(wide[block] - cut[block].astype(np.float64)) for block in blocks), default=0.0)
-
-
 def _peak(values: Array) -> float:
-    """Return the largest magnitude, NaN if there is one, without a copy of the values."""
-    return float(max(values.max(), -values.min(), key=lambda end: (np.isnan(end), end))) if values.size else 0.0
+    """Return the largest magnitude, NaN if there is one; of at least one value."""
+    return float(np.maximum(values.max(), -values.min()))
 
 
 def _slot_name(node: gs.Node, slot: int) -> str:

@@ -19,7 +19,9 @@ def conv(view: GraphView, node: gs.Node, affine: Affine) -> Change:
     """W[o, ...] becomes W * s[o] and b becomes b * s + t."""
     (weight,) = require_values(view, node.inputs[1])
     scale, shift = affine.along(1, weight.shape[0])
-    return _weight_and_bias(view, node, weight * scale.reshape(-1, *[1] * (weight.ndim - 1)), scale, shift)
+    own = weight if weight.flags.writeable else None  # the copy that was made for float64 takes the product
+    scaled = np.multiply(weight, scale.reshape(-1, *[1] * (weight.ndim - 1)), out=own)
+    return _weight_and_bias(view, node, scaled, scale, shift)
 
 
 def conv_transpose(view: GraphView, node: gs.Node, affine: Affine) -> Change:
