@@ -20,6 +20,7 @@ from graphopt.model.dimensions import without_names
 from graphopt.model.save import ExternalPolicy
 from graphopt.numerics.compare import Comparison
 from graphopt.pipeline import Pipeline, Run
+from graphopt.presets import preset_passes
 from graphopt.progress import Progress, silent
 from graphopt.proof.latency import latency as measure_latency
 from graphopt.proof.proof import Proof
@@ -29,7 +30,7 @@ from graphopt.runtime.data import ListData
 from graphopt.runtime.session import use_custom_operators
 from graphopt.verdict import failed, not_smaller, remedy
 
-DEFAULT_PASSES = ("fold-batchnorm", "prune-channels", "quantize-weights")
+DEFAULT_PRESET = "default"
 
 MAX_DROP = 2.0
 """How many points of top-1 a run that compresses may lose unless the caller allows more."""
@@ -65,7 +66,7 @@ def optimize(
     *,
     check: bool = True,
     keep_going: bool = False,
-    fixed_point: bool = False,
+    fixed_point: bool | int = False,
     latency: bool = True,
     max_drop: float = MAX_DROP,
     custom_ops: Sequence[str | PathLike[str]] | str = (),
@@ -78,14 +79,15 @@ def optimize(
 
     Args:
         model: A path, the bytes of a file, a proto or a loaded model; it is not changed.
-        passes: Passes or their names, one or several; None runs fold-batchnorm, prune-channels and quantize-weights,
-            on a model with local functions inline-functions before them.
+        passes: Passes or their names, one or several; None runs the preset ``default``: clean-up until nothing changes,
+            then prune-channels and quantize-weights.
         data: A path that ``--data`` would take; arrays by input name, or one array for a model of one input; batches
             of these (a list, a generator, or a callable that returns an iterator), which are read once and kept in
             temporary files; a ``graphopt.runtime.data.Data``. None generates inputs from the signature.
         check: Whether to prove each pass and the whole run; without, nothing is run.
         keep_going: Whether to run the passes after one that failed.
-        fixed_point: Whether to repeat the passes until nothing changes.
+        fixed_point: Whether to repeat the passes until nothing changes; a number repeats the first so many, and runs
+            those behind them once.
         latency: Whether to time both models in a session with default options, on one thread; only with ``check``.
         max_drop: How many points of top-1 a run that compresses may lose, where the data have labels.
         custom_ops: Libraries with operators that ONNX Runtime does not know.
@@ -109,11 +111,15 @@ def optimize(
         raise OptionError(f"progress: {progress!r} cannot be called")
     only, skip = texts(only, "only"), texts(skip, "skip")
     libraries = texts(custom_ops, "custom_ops")
-    every = None if passes is None else as_passes(passes)
+    if not isinstance(fixed_point, bool):
+        require(fixed_point, int, "True, False or a number of passes", "fixed_point")
+    every, fixed_point = preset_passes(DEFAULT_PRESET) if passes is None else (as_passes(passes), fixed_point)
+    stages = [narrowed(each, only, skip).stages() for each in every]
+    chosen = [stage for each in stages for stage in each]
+    rounds = stages if fixed_point is True else stages[: max(0, fixed_point)]
+    repeated = sum(map(len, rounds))
     use_custom_operators(libraries)
     source = as_model(model)
-    every = as_passes(default_passes(source)) if every is None else every
-    chosen = [stage for each in every for stage in narrowed(each, only, skip).stages()]
     feeds, known = as_data(data, source) if check or data is not None else (None, ())
     with ExitStack() as stack:
         proof = None
@@ -123,7 +129,7 @@ def optimize(
             proof = stack.enter_context(Proof.opened(source, feeds, known=known))
             proof.timed = latency
             source, feeds = proof.source, proof.data
-        pipeline = Pipeline(chosen, feeds, proof, keep_going, fixed_point, progress, max_opset=max_opset)
+        pipeline = Pipeline(chosen, feeds, proof, keep_going, repeated, progress, max_opset=max_opset)
         run, verdict = judged_run(pipeline, source, max_drop)
         timing, notes = _timed(proof, run.after.model, progress) if latency else (None, ())
     optimized = run.after.model
@@ -147,7 +153,7 @@ def optimize(
             {
                 "check": check,
                 "keep_going": keep_going,
-                "fixed_point": fixed_point,
+                "fixed_point": repeated if 0 < repeated < len(chosen) else repeated > 0,
                 "latency": latency,
                 "custom_ops": libraries,
                 "max_drop": max_drop,
@@ -180,11 +186,6 @@ def _timed(proof: Proof | None, optimized: Model, progress: Progress) -> tuple[L
     except GraphoptError as error:
         return None, (f"the time of a run could not be measured: {error}",)
     return replace(timing, remedy=remedy(optimized)) if timing.slower else timing, ()
-
-
-def default_passes(model: Model) -> list[str]:
-    """Return the passes that run where none is named; bodies of local functions go to where they are called first."""
-    return [*(["inline-functions"] if model.functions else []), *DEFAULT_PASSES]
 
 
 def validate(

@@ -41,7 +41,7 @@ class Pipeline:
         data: What passes may calibrate with.
         proof: What each pass is proved with; None if nothing is to be proved.
         keep_going: Whether to run the passes after one that failed.
-        fixed_point: Whether to repeat the sequence until nothing changes.
+        repeated: How many passes, from the first on, to repeat until nothing changes; those behind them run once.
         progress: Called for each step with its text, how many are done, and of how many.
         default_session: Whether to hold each pass to its contract in a default session of ONNX Runtime as well.
         thorough: Whether to prove exact passes on all generated inputs, see ``Trial``.
@@ -53,7 +53,7 @@ class Pipeline:
     data: Data | None
     proof: Proof | None
     keep_going: bool = False
-    fixed_point: bool = False
+    repeated: int = 0
     progress: Progress = silent
     default_session: bool = False
     thorough: bool = False
@@ -72,14 +72,24 @@ class Pipeline:
         return Run(before, after, tuple(reports))
 
     def _run(self, subject: Subject) -> tuple[Subject, list[PassReport]]:
-        """Run the passes, in rounds if they are to be repeated."""
-        original, seen = subject.model, [subject]
-        reports: list[PassReport] = []
+        """Run the passes that are to be repeated in rounds, then the others."""
+        original, reports = subject.model, list[PassReport]()
+        for part, rounds in ((range(self.repeated), MAX_ROUNDS), (range(self.repeated, len(self.passes)), 1)):
+            subject = self._rounds(subject, original, part, rounds, reports)
+            if reports and reports[-1].failure and not self.keep_going:
+                return subject, reports
+        self.progress("done", len(self.passes), len(self.passes))
+        return subject, reports
+
+    def _rounds(self, subject: Subject, original: Model, part: range, most: int, reports: list[PassReport]) -> Subject:
+        """Run some of the passes in up to so many rounds; end before, where one fails or all are at rest."""
+        seen = [subject]
         resting: dict[int, Model] = {}
         treatments: dict[int, Treatment] = {}
-        for round_ in range(MAX_ROUNDS if self.fixed_point else 1):
+        for round_ in range(most):
             active: list[str] = []
-            for index, each in enumerate(self.passes):
+            for index in part:
+                each = self.passes[index]
                 self.progress(each.name, index, len(self.passes))
                 if resting.get(index) is subject.model:
                     continue
@@ -90,18 +100,17 @@ class Pipeline:
                 if round_ == 0 or report.result.rewritten or report.failure:
                     reports.append(report)
                 if report.failure and not self.keep_going:
-                    return subject, reports
+                    return subject
                 if report.result.rewritten and report.kept:
                     active.append(each.name)
-            if not active or not self.fixed_point:
+            if not active or most == 1:
                 break
-            if any(map(subject.equals, seen)) or round_ == MAX_ROUNDS - 1:
+            if any(map(subject.equals, seen)) or round_ == most - 1:
                 failure = f"never comes to rest: {', '.join(active)} still find work after {round_ + 1} rounds"
                 reports[-1] = dataclasses.replace(reports[-1], failure=failure)
                 break
             seen.append(subject)
-        self.progress("done", len(self.passes), len(self.passes))
-        return subject, reports
+        return subject
 
     def _step(
         self, each: Pass, subject: Subject, original: Model, begin: Treatment

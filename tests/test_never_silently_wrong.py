@@ -210,3 +210,4 @@ def test_passes_that_undo_each_other_are_named() -> None:
     failures = graphopt.optimize(start, [Flip()], fixed_point=True).report.failures
     assert len(failures) == 1
     assert "never comes to rest: flip still find work" in failures[0]
+    assert graphopt.optimize(start, ["merge-duplicates", Flip()], fixed_point=1).ok, "what runs once need not rest"

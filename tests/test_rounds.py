@@ -9,6 +9,7 @@ import pytest
 
 import graphopt
 from graphopt import BitExact, GraphView, Pass, PassResult, SitePass, option
+from graphopt.errors import OptionError
 from graphopt.testing import model
 
 RUNS: list[tuple[str, ...]] = []
@@ -60,6 +61,28 @@ def test_a_pass_at_rest_is_not_run_again() -> None:
     result = graphopt.optimize(proto, [Double(), Double()], fixed_point=True)
     assert result.ok
     assert RUNS == [("b",), (), ()]
+
+
+@pytest.mark.parametrize(
+    ("fixed_point", "runs", "told"),
+    [(False, 2, False), (0, 2, False), (-1, 2, False), (1, 3, 1), (2, 3, True), (5, 3, True), (True, 3, True)],
+)
+def test_a_number_repeats_the_first_so_many_passes(fixed_point: bool | int, runs: int, told: bool | int) -> None:
+    proto = model(
+        "g (float[N,4] x) => (float[N,4] y) { b = Mul(x, q) y = Mul(b, zero) }", q=np.float32(1), zero=np.float32(0)
+    )
+    RUNS.clear()
+    result = graphopt.optimize(proto, [Double(), Double()], fixed_point=fixed_point)
+    assert result.ok
+    assert [("b",), (), ()][:runs] == RUNS
+    assert result.report.circumstances is not None
+    assert repr(result.report.circumstances.options["fixed_point"]) == repr(told)
+
+
+def test_what_is_no_number_of_passes_is_refused() -> None:
+    proto = model("g (float[N,4] x) => (float[N,4] y) { y = Relu(x) }")
+    with pytest.raises(OptionError, match="fixed_point: a str cannot be used; True, False or a number of passes"):
+        graphopt.optimize(proto, [Double()], fixed_point="all")  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -345,6 +345,20 @@ def test_failed_passes_are_named_and_so_are_those_that_had_nothing_to_do() -> No
     assert failed(passes, []) == []
 
 
+def test_a_pass_with_options_for_some_sites_has_to_find_work_in_one_of_its_runs() -> None:
+    parts = Compressing(override=({"sites": ["a"], "variant": 1},)).stages()  # type: ignore[arg-type]
+    assert len(parts) == 2
+    idle = PassResult((), (Skipped("a", "too small"),))
+    assert failed(parts, [told(parts[0], result=idle), told(parts[1])]) == []
+    assert failed(parts, [told(parts[0]), told(parts[1], result=idle)]) == []
+    nothing = "compressing: nothing to do (a: too small)"
+    assert failed(parts, [told(part, result=idle) for part in parts]) == [nothing, nothing]
+
+
+def test_nothing_has_fallen_where_nothing_was_judged() -> None:
+    assert Verdict() == Verdict(None, None, (), (), True, True, False)
+
+
 @pytest.mark.parametrize(
     ("each", "rewrote", "kept", "after", "says"),
     [

@@ -74,9 +74,9 @@ def optimize(
 ) -> int:
     """Run passes over SOURCE, prove each against ONNX Runtime, and write TARGET.
 
-    With no PASS, runs fold-batchnorm, prune-channels and quantize-weights, on a model with local functions
-    inline-functions before them. `graphopt passes` lists what is installed, and --help behind a PASS, or `graphopt
-    passes PASS`, explains one and its options.
+    With no PASS, cleans up until nothing changes (preset clean), then runs prune-channels and quantize-weights.
+    `graphopt passes` lists what is installed, and --help behind a PASS, or `graphopt passes PASS`, explains one and its
+    options.
     """
     chosen, fixed_point = _choose(passes, recipe, preset)
     read = {"data": data, "recipe": recipe}
@@ -113,8 +113,8 @@ def optimize(
     return 0 if told.ok else 1
 
 
-def _choose(passes: Sequence[Pass], recipe: str | None, preset: str | None) -> tuple[Sequence[Pass] | None, bool]:
-    """Return the passes to run, None if none is named, and whether to repeat them; they come from one place only."""
+def _choose(passes: Sequence[Pass], recipe: str | None, preset: str | None) -> tuple[Sequence[Pass] | None, bool | int]:
+    """Return the passes to run, None if none is named, and how many to repeat; they come from one place only."""
     given = [name for name, there in (("PASS", passes), ("--recipe", recipe), ("--preset", preset)) if there]
     if len(given) > 1:
         raise OptionError(f"{given[0]} and {given[1]} cannot be used together")

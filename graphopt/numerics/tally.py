@@ -143,7 +143,7 @@ class Tally:
         if not reference.size:
             return
         rows = len(reference) if samples is not None and plain else 1
-        self._add_samples(reference.reshape(rows, -1), candidate.reshape(rows, -1), reference.size // max(rows, 1))
+        self._add_samples(reference.reshape(rows, -1), candidate.reshape(rows, -1), reference.size // rows)
         for block, start in _blocks(np.atleast_1d(reference).shape):
             self._add_floats(np.atleast_1d(reference)[block], np.atleast_1d(candidate)[block], start)
 

@@ -47,8 +47,8 @@ def within_formula(contract: FloatExact, r: np.ndarray, c: np.ndarray) -> bool:
         pytest.param(f32(1, np.nan), f32(1, 2), "nan became 2", id="lost NaN"),
         pytest.param(f32(1, np.inf), f32(1, -np.inf), "inf became -inf", id="sign of Inf"),
         pytest.param(np.array([1, 2]), np.array([1, 3]), "1 of 2 elements differ, by up to 1", id="integers"),
-        pytest.param(np.array([True]), np.array([False]), "1 of 1 elements differ", id="bool"),
-        pytest.param(np.array(["a"], object), np.array(["b"], object), "1 of 1 elements differ", id="strings"),
+        pytest.param(np.array([True]), np.array([False]), "1 of 1 elements differ, by up to 1$", id="bool"),
+        pytest.param(np.array(["a"], object), np.array(["b"], object), "1 of 1 elements differ$", id="strings"),
         pytest.param([f32(1)], [f32(1), f32(2)], "a sequence of 1 became a sequence of 2", id="sequence length"),
         pytest.param([f32(1)], f32(1), "a sequence of 1 became float32", id="sequence became tensor"),
         pytest.param([f32(1), f32(2)], [f32(1), f32(9)], "1 of 2|moved by 7|SQNR", id="sequence element"),
@@ -204,6 +204,8 @@ def test_the_worst_output_is_named() -> None:
 def test_outputs_that_vanish_or_appear() -> None:
     comparer = Comparer(TIGHT)
     comparer.add({"a": f32(1), "b": f32(1)}, {"b": f32(1), "c": f32(1)})
+    assert [output.problem for output in comparer.result().outputs] == ["is gone", "", "is new"]
+    comparer.add({"b": f32(1), "c": f32(1)}, {"a": f32(1), "b": f32(1)})
     assert [output.problem for output in comparer.result().outputs] == ["is gone", "", "is new"]
 
 

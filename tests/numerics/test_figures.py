@@ -149,6 +149,21 @@ def test_large_samples_are_taken_in_chunks(monkeypatch: pytest.MonkeyPatch) -> N
             assert cut[name].sqnr_db == pytest.approx(part.sqnr_db), name
 
 
+@pytest.mark.parametrize("shape", [(3, 8, 5), (3, 2, 8, 5), (1, 12, 2)])
+def test_chunks_along_the_second_axis_are_of_the_same_slices(
+    shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    r, c = rng.standard_normal(shape), rng.standard_normal(shape)
+    whole = judged(FREE, r, c).parts
+    monkeypatch.setattr(tallies, "CHUNK", 10)
+    assert len({start for _, start in tallies._blocks(shape)}) > 1
+    cut = judged(FREE, r, c).parts
+    assert set(cut) == set(whole)
+    for name, part in whole.items():
+        assert cut[name].sqnr_db == pytest.approx(part.sqnr_db, rel=1e-9, abs=0), name
+
+
 def test_what_is_not_finite_on_either_side_is_no_signal_between_samples() -> None:
     rng = np.random.default_rng(0)
     r = rng.standard_normal((20, 3))

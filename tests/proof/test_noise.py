@@ -94,6 +94,14 @@ def test_what_is_approximated_is_off_by_a_unit_of_one(op: str) -> None:
     assert 0.8 * EPSILON < np.abs(moved - exact).max() <= 1.01 * EPSILON
 
 
+def test_of_several_outputs_the_first_is_off() -> None:
+    norm = "y, mean, var = BatchNormalization<training_mode = 1>(x, g, b, m, v)"
+    ones, zeros = np.ones(3, "f4"), np.zeros(3, "f4")
+    proto = model(f"g (float[N,3] x) => (float[N,3] y, float[3] var) {{ {norm} }}", g=ones, b=zeros, m=zeros, v=ones)
+    exact, moved = noise_of(proto, {"x": draw(200, 3)})
+    assert 0.8 * EPSILON < np.abs((moved - exact) / exact).max() <= 1.51 * EPSILON
+
+
 def test_results_that_are_tiny_are_off_by_their_own_unit() -> None:
     proto = model("g (float[N] x) => (float[N] y) { y = Mul(x, x) }")
     x = draw(500) * np.float32(1e-5)
