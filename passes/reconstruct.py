@@ -83,7 +83,11 @@ class Reconstruct(Pass):
         if (reason := self._obstacle(view)) is not None:
             return PassResult((), tuple(Skipped(view.site(node), reason) for node in nodes))
         trial = GraphView(view.model.copy(), view.vetoes, view.calibration, view.original)
-        fit = _Fit(self, trial)
+        with SideBySide(trial.model, view.original, view.calibration, self.samples) as pair:
+            return self._fit(view, nodes, _Fit(self, trial, pair))
+
+    def _fit(self, view: GraphView, nodes: list[gs.Node], fit: "_Fit") -> PassResult:
+        """Fit, and take over what has brought the outputs nearer to the original's."""
         before = fit.pair.distance()
         result = fit.run()
         if not result.rewritten:
@@ -109,10 +113,9 @@ class Reconstruct(Pass):
 class _Fit:
     """One run over a model: the layers fitted so far are already in it."""
 
-    def __init__(self, options: Reconstruct, view: GraphView) -> None:
-        self.options, self.view = options, view
+    def __init__(self, options: Reconstruct, view: GraphView, pair: SideBySide) -> None:
+        self.options, self.view, self.pair = options, view, pair
         self.original = GraphView(view.original)
-        self.pair = SideBySide(view.model, view.original, view.calibration, options.samples)
         self.fitted: dict[str, _Parameters] = {}
         self._match = Correspondence(view, self.original)
         self._kept = KeptChannels(view, self.original, self._match)
@@ -242,8 +245,7 @@ class _Fit:
 
     def _score(self, tensor: gs.Tensor, name: str) -> Iterator[tuple[float, _Target]]:
         """Yield a candidate and how far the tensor is from it on the first batch, if the shapes allow it."""
-        student, teacher, _ = next(self.pair.batches([str(tensor.name)], [name]))
-        given, wanted = np.asarray(student[str(tensor.name)]), np.asarray(teacher[name])
+        given, wanted = map(np.asarray, self.pair.first(str(tensor.name), name))
         kept = None
         if given.shape != wanted.shape and given.ndim == wanted.ndim and (kept := self._kept.of(tensor)) is not None:
             axis = 1 if given.ndim > 2 and self.view.producer(tensor, "MatMul") is None else -1
@@ -261,9 +263,9 @@ class _Fit:
     ) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[np.bool_]]]:
         """Yield, batch by batch, the layer's input and output, the output wanted, and which samples are held out."""
         names = [str(layer.input.name), str(layer.output.name), *([target.other] if target.other else [])]
-        for student, teacher, held in self.pair.batches(names, [target.name]):
+        for student, teacher, held in self.pair.batches(names, str(layer.node.outputs[0].name), target.name):
             x, y = np.asarray(student[names[0]]), np.asarray(student[names[1]])
-            wanted = np.asarray(teacher[target.name]).astype(np.float64)
+            wanted = np.asarray(teacher).astype(np.float64)
             if target.kept is not None:
                 wanted = wanted.take(target.kept, axis=layer.axis)
             if target.other is not None:

@@ -11,6 +11,10 @@ MANY_PATTERNS = 16
 """Above this number of distinct zero patterns, the rows are solved together by conjugate gradients."""
 
 
+MOST_WORK, FEWEST_STEPS = 1 << 37, 64
+"""Conjugate gradients end after so many multiplications, but not before so many steps; each step is an improvement."""
+
+
 class Moments:
     """First and second moments of a layer's inputs A and of the outputs Y wanted of it, in float64.
 
@@ -147,7 +151,8 @@ def _conjugate_gradients(matrix: Array, wanted: Array, free: NDArray[np.bool_], 
     direction = residual * scale
     energy = (residual * direction).sum(axis=1)
     goal = energy * tolerance**2
-    for _ in range(4 * len(matrix)):
+    steps = max(FEWEST_STEPS, MOST_WORK // max(1, wanted.size * len(matrix)))
+    for _ in range(min(4 * len(matrix), steps)):
         active = energy > goal
         if not active.any():
             break

@@ -17,7 +17,7 @@ from graphopt.numerics.compare import Comparer, Comparison
 from graphopt.proof.accuracy import require_scores
 from graphopt.proof.batching import first_run
 from graphopt.proof.dependence import dependent_outputs
-from graphopt.proof.outputs import Outputs, Store
+from graphopt.proof.outputs import Outputs
 from graphopt.proof.review import Pair, review
 from graphopt.proof.sessions import Sessions
 from graphopt.proof.timing import NOISE_ALONE, SECONDS_AGAIN, least_times, timed_feeds, timed_run
@@ -26,6 +26,7 @@ from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.feeds import overridden
 from graphopt.runtime.memory import give_back
 from graphopt.runtime.session import Session
+from graphopt.runtime.store import Store
 
 MOST_KEPT = 4
 """Outputs of so many models are kept besides those of the one that a run began with."""

@@ -22,13 +22,14 @@ class Taps:
         *,
         optimize: bool = False,
         form: Callable[[], onnx.ModelProto] | None = None,
+        given: Sequence[onnx.ValueInfoProto] = (),
     ) -> None:
         """Cut ``model`` at the tensors ``names``; ``optimize`` lets ONNX Runtime rewrite what is left.
 
-        ``form`` makes a proto of the model that has further tensors.
+        ``form`` makes a proto of the model that has further tensors; what is ``given`` is fed instead of computed.
         """
         self.names = list(dict.fromkeys(names))
-        self._inputs, content = _cut_and_serialized(form() if form else to_proto(model), self.names)
+        self._inputs, content = _cut_and_serialized(form() if form else to_proto(model), self.names, given)
         self._given = [name for name in self.names if name in self._inputs]
         self._session = (
             Session(content, optimize=optimize, threads=threads) if len(self._given) < len(self.names) else None
@@ -42,21 +43,31 @@ class Taps:
         return values
 
 
-def _cut_and_serialized(proto: onnx.ModelProto, names: Sequence[str]) -> tuple[set[str], bytes]:
+def _cut_and_serialized(
+    proto: onnx.ModelProto, names: Sequence[str], given: Sequence[onnx.ValueInfoProto]
+) -> tuple[set[str], bytes]:
     """Return the inputs that are left and the cut model's bytes; the protos are gone when ONNX Runtime loads them."""
-    proto = cut(proto, names)
+    proto = cut(proto, names, given)
     return {info.name for info in proto.graph.input}, serialized(proto)
 
 
-def cut(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
+def cut(proto: onnx.ModelProto, names: Iterable[str], given: Sequence[onnx.ValueInfoProto] = ()) -> onnx.ModelProto:
     """Return the model with ``names`` for outputs and only the nodes, initializers and inputs that they need.
+
+    Args:
+        proto: The model.
+        names: Tensors of its main graph.
+        given: Tensors that become inputs, so that what computes them is not needed.
 
     Raises:
         ModelError: The main graph has no such tensor.
     """
     graph = proto.graph
-    producer = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
-    known = {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
+    fed = {info.name for info in given}
+    producer = {
+        name: index for index, node in enumerate(graph.node) for name in node.output if name and name not in fed
+    }
+    known = fed | {info.name for info in graph.input} | {tensor.name for tensor in graph.initializer}
     wanted = list(dict.fromkeys(names))
     for name in wanted:
         if name not in producer and name not in known:
@@ -81,7 +92,7 @@ def cut(proto: onnx.ModelProto, names: Iterable[str]) -> onnx.ModelProto:
             rest.MergeFrom(onnx.GraphProto(**{field.name: value}))
     rest.node.extend(node for index, node in enumerate(graph.node) if index in needed)
     rest.initializer.extend(tensor for tensor in graph.initializer if tensor.name in read)
-    rest.input.extend(info for info in graph.input if info.name in read)
+    rest.input.extend(info for info in (*graph.input, *given) if info.name in read)
     rest.output.extend(onnx.ValueInfoProto(name=name) for name in wanted if name in producer)
     return result
 

@@ -62,6 +62,24 @@ def test_zeros_stay_zero_and_the_rest_is_optimal(way: str, monkeypatch: pytest.M
         np.testing.assert_allclose(layer.weight[g], weight, rtol=1e-6, atol=1e-8)
 
 
+def test_large_layers_get_fewer_steps_and_each_is_an_improvement(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, y, start = drawn(1, 300, 40, 30, seed=1)
+    a = a * np.geomspace(1, 1e3, 40)
+    free = np.random.default_rng(2).random(start.shape) > 0.4
+    start = np.where(free, start, 0.0)
+    moments = gathered(a, y)
+    monkeypatch.setattr(reconstruction, "FEWEST_STEPS", 1)
+    errors = []
+    for steps in (0, 1, 2, 4, 8, 16):
+        monkeypatch.setattr(reconstruction, "MOST_WORK", steps * start.size * 40)
+        layer = ridge(moments, start, 1e-9, free)
+        errors.append(float(moments.error(layer.weight, layer.bias).sum()))
+    assert errors[0] == errors[1], "one step at least"
+    assert sorted(errors, reverse=True) == errors
+    assert len(set(errors[1:])) == 5
+    assert errors[0] < float(moments.error(start, reconstruction.corrected_bias(moments, start)).sum())
+
+
 def test_a_layer_that_can_be_matched_is_matched() -> None:
     a, _, start = drawn(1, 500, 8, 5)
     truth, shift = start + 0.5, np.arange(5.0)

@@ -10,15 +10,16 @@ import pytest
 from graphopt.contract import BitExact, FloatExact, Lossy
 from graphopt.errors import DataError, GraphoptError, ModelError
 from graphopt.model import Model, from_proto, to_proto
-from graphopt.proof import outputs as keeping
 from graphopt.proof import proof as proofs
 from graphopt.proof import sessions as keeping_open
-from graphopt.proof.outputs import Outputs, Store
+from graphopt.proof.outputs import Outputs
 from graphopt.proof.proof import MOST_KEPT, Proof, compare_models
 from graphopt.runtime import session as sessions
+from graphopt.runtime import store as keeping
 from graphopt.runtime.data import ListData
 from graphopt.runtime.feeds import draw_inputs, from_arrays, generate
 from graphopt.runtime.session import Session, threads_for_samples
+from graphopt.runtime.store import Store
 from graphopt.testing import draw, model
 
 W = draw(6, 4)
@@ -196,7 +197,7 @@ def test_large_outputs_go_to_files_and_come_back_equal(monkeypatch: pytest.Monke
     assert store.nbytes == 200
     folder = Path(store._folder.name) if store._folder is not None else None
     assert folder is not None
-    assert folder.name.startswith("graphopt-outputs-")
+    assert folder.name.startswith("graphopt-kept-")
     assert sorted(path.name for path in folder.iterdir()) == ["1.npy", "2.npy", "3.npy"]
     for read, batch in zip(kept.read(), batches, strict=True):
         assert read.keys() == batch.keys()
