@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from graphopt.errors import OptionError
-from graphopt.model.save import is_null
+from graphopt.model import Model
+from graphopt.model.save import holds_weights_of, is_null
 from graphopt.report.report import json_text
 
 
@@ -75,6 +76,17 @@ def require_writable(target: str, others: Mapping[str, str | None] | None = None
             pass
     except OSError as error:
         raise OptionError(f"{target}: cannot be written: {error.strerror or error}") from error
+
+
+def require_no_weights(target: str, *models: Model) -> None:
+    """Refuse a place that holds the external data of a model that was read.
+
+    Raises:
+        OptionError: It does.
+    """
+    for model in models:
+        if holds_weights_of(target, model):
+            raise OptionError(f"{target}: holds weights of {model.path}")
 
 
 def require_report(report: str | None, forms: tuple[str, ...], others: Mapping[str, str | None]) -> None:

@@ -60,6 +60,8 @@ def save(
         if target.exists() and not target.is_file():
             kind = "a directory" if target.is_dir() else "not a regular file"
             raise ModelError(f"{path}: cannot write it: is {kind}")
+        if holds_weights_of(target, model):
+            raise ModelError(f"{path}: cannot write it: holds weights of {model.path}")
         stale = _data_files(target)
         new = None
         if external_data == "always" or (weight_bytes(model) > LIMIT and external_data == "auto"):
@@ -75,6 +77,24 @@ def save(
     except (OSError, RuntimeError, ValueError) as error:  # loops of links and names that no system takes, too
         why = getattr(error, "strerror", None) or error
         raise ModelError(f"{path}: cannot write it: {' '.join(str(why).split())}") from error
+
+
+def holds_weights_of(path: str | PathLike[str], model: Model) -> bool:
+    """Whether a file is the external data of a loaded model, which would be lost with it; not the model's own file."""
+    try:
+        there = os.stat(path)
+        if model.path is not None and os.path.samestat(there, os.stat(model.path)):
+            return False
+    except (OSError, ValueError):
+        return False
+    buffers = {id(each._values.span.buffer): each._values.span.buffer for each in model.constants() if _is_mapped(each)}
+    return any(os.path.samestat(there, os.fstat(buffer.descriptor)) for buffer in buffers.values())
+
+
+def _is_mapped(constant: Any) -> bool:
+    """Whether the values of a constant are in a mapped file."""
+    values = constant._values
+    return isinstance(values, MappedValues) and isinstance(values.span.buffer, MappedFile)
 
 
 def is_null(path: Path) -> bool:
