@@ -29,7 +29,7 @@ class Cost:
 
     channels: Channels
     storage: Storage
-    multiple: int = 1
+    multiple: int
     unknown: str = ""
     _products: list[Term] = field(default_factory=list)
 
