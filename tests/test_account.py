@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from onnx import numpy_helper, parser
 
 import graphopt
+from graphopt.model import from_proto
+from graphopt.model.attributes import attribute_bytes
 from graphopt.registry import create
 from graphopt.testing import draw
 
@@ -88,6 +90,78 @@ def test_places_that_a_pass_has_no_word_for(name: str, pass_: str) -> None:
     assert [(each.site, each.reason) for each in told.result.skipped] == [(site, reason)]
     assert not told.result.rewritten
     assert result.model.SerializeToString() == net(text, **weights).SerializeToString()
+
+
+def trees(splits: int) -> onnx.ModelProto:
+    """Return a chain of so many splits in the newer form, whose attributes are tensors and lists."""
+    leaf, count = np.zeros(splits, np.uint8), np.arange(splits)
+    last = count == splits - 1
+    tensors = {
+        "nodes_modes": leaf,
+        "nodes_splits": draw(splits),
+        "leaf_weights": draw(splits + 1),
+    }
+    node = onnx.helper.make_node(
+        "TreeEnsemble",
+        ["x"],
+        ["y"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        post_transform=0,
+        tree_roots=[0],
+        nodes_featureids=(count % 8).tolist(),
+        nodes_trueleafs=[1] * splits,
+        nodes_truenodeids=count.tolist(),
+        nodes_falseleafs=last.astype(int).tolist(),
+        nodes_falsenodeids=np.where(last, splits, count + 1).tolist(),
+        leaf_targetids=[0] * (splits + 1),
+        **{name: numpy_helper.from_array(values, name) for name, values in tensors.items()},
+    )
+    relu = onnx.helper.make_node("Relu", ["y"], ["z"])
+    ends = [onnx.helper.make_tensor_value_info(n, 1, ["N", d]) for n, d in (("x", 8), ("z", 1))]
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 5)]
+    graph = onnx.helper.make_graph([node, relu], "g", ends[:1], ends[1:])
+    return onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize("pass_", ["quantize-weights", "zero-weights"])
+def test_attributes_are_constants_too(pass_: str) -> None:
+    proto = trees(200)
+    result = graphopt.optimize(proto, [create(pass_, **({"ratio": 0.5} if pass_ == "zero-weights" else {}))])
+    ((site, reason),) = [(each.site, each.reason) for each in result.report.passes[0].result.skipped]
+    size, rest = reason.removeprefix("TreeEnsemble of ai.onnx.ml has ").split(" ", 1)
+    assert (site, rest) == ("y", "bytes in its attributes, which are no weights")
+    names = sum(2 * len(each.name) + 24 for each in proto.graph.node[0].attribute)
+    assert 0 <= proto.graph.node[0].ByteSize() - int(size.replace(",", "")) <= names
+    assert result.report.failures == ((f"{pass_}: nothing to do (y: {reason})",) if pass_ == "quantize-weights" else ())
+    assert result.model.SerializeToString() == proto.SerializeToString()
+
+
+def test_small_attributes_are_no_places() -> None:
+    result = graphopt.optimize(trees(5), ["quantize-weights"])
+    assert not result.report.passes[0].result.skipped
+    assert result.report.failures == ("quantize-weights: nothing to do (no place to work on)",)
+
+
+@pytest.mark.parametrize(
+    ("values", "size"),
+    [
+        ({"a": 1.5, "b": 3, "c": "four"}, 4 + 1 + 5),
+        ({"a": [1.0] * 10}, 50),
+        ({"a": [1, 127, 128, 1 << 20, -1]}, 2 + 2 + 3 + 4 + 11),
+        ({"a": ["x", "yz"], "b": "\u4e2d"}, 3 + 4 + 4),
+        ({"a": numpy_helper.from_array(draw(3, 5))}, 60),
+        ({"a": parser.parse_graph("g (float[1] x) => (float[1] y) { y = Relu(x) }")}, 0),
+    ],
+    ids=["single values", "floats", "integers take more bytes with their size", "texts", "a tensor", "a body"],
+)
+def test_bytes_of_attributes(values: dict[str, Any], size: int) -> None:
+    node = onnx.helper.make_node("Op", ["x"], ["y"], domain="some.where", **values)
+    info = [onnx.helper.make_tensor_value_info(name, 1, [1]) for name in ("x", "y")]
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("some.where", 1)]
+    proto = onnx.helper.make_model(onnx.helper.make_graph([node], "g", info[:1], info[1:]), opset_imports=opsets)
+    (read,) = from_proto(proto).graph.nodes
+    assert attribute_bytes(read) == size
 
 
 @pytest.mark.parametrize("pass_", ["prune-channels", "zero-channels"])

@@ -9,8 +9,9 @@ import onnx_graphsurgeon as gs
 
 from graphopt.graph.constants import why_unknown
 from graphopt.graph.slots import CONVENTIONS
-from graphopt.graph.view import GraphView, is_op
+from graphopt.graph.view import GraphView, is_op, operator
 from graphopt.graph.weights import MOVES
+from graphopt.model.attributes import attribute_bytes
 from graphopt.model.exporter import serialized_size
 from graphopt.model.functions import called, functions
 from graphopt.model.ir import value_bytes
@@ -40,7 +41,8 @@ def complete(view: GraphView, result: PassResult, scope: str) -> PassResult:
     """Return what a pass told, and besides each place that it has no word for, as skipped.
 
     A place is a node of an operator that graphopt does not know and that has a stored matrix, and with the scope
-    "weights" also each node that computes with a constant of over 1% of the file.
+    "weights" also each node that computes with a constant of over 1% of the file, or has as much in its attributes, as
+    trees and vocabularies have.
 
     Args:
         view: The model as the pass has found it.
@@ -65,6 +67,10 @@ def complete(view: GraphView, result: PassResult, scope: str) -> PassResult:
         elif scope == "weights" and size >= least:
             site = view.site(uses[0].node) if uses else str(tensor.name)
             found.setdefault(site, f"{tensor.name!r}, {size:,} bytes, {_why(view, tensor, constant, uses)}")
+    for node in view.nodes() if scope == "weights" else ():
+        size, site = attribute_bytes(node), view.site(node)
+        if size >= max(least, _SMALLEST_LAYER) and not is_op(node, "Constant") and site not in told:
+            found.setdefault(site, f"{operator(node)} has {size:,} bytes in its attributes, which are no weights")
     return PassResult(result.rewritten, (*result.skipped, *(Skipped(site, why) for site, why in found.items())))
 
 
@@ -109,7 +115,7 @@ def _is_scaling(view: GraphView, node: gs.Node) -> bool:
 
 def _why_foreign(node: gs.Node) -> str:
     """Say that an operator is not known, and what to do where ONNX Runtime's optimizer has written it."""
-    text = f"{node.op} of {node.domain} is not an operator that this pass knows"
+    text = f"{operator(node)} is not an operator that this pass knows"
     written = node.domain == "com.microsoft.nchwc" or (
         node.domain == "com.microsoft" and str(node.op).startswith(_OPTIMIZED)
     )

@@ -219,5 +219,10 @@ def is_op(node: gs.Node, *ops: str) -> bool:
     return node.op in ops and node.domain in (None, "", "ai.onnx")
 
 
+def operator(node: gs.Node) -> str:
+    """Return what reports call the operator of a node: with its domain, unless that is ONNX's default domain."""
+    return str(node.op) if is_op(node, node.op) else f"{node.op} of {node.domain}"
+
+
 def _is_low_precision_float(dtype: "np.dtype[np.generic]") -> bool:
     return dtype.name in ("bfloat16",) or dtype.name.startswith(("float8", "float4"))

@@ -10,7 +10,7 @@ import onnx_graphsurgeon as gs
 from onnx import AttributeProto, helper, numpy_helper
 from onnx_graphsurgeon.util.misc import convert_from_onnx_attr_type, convert_to_onnx_attr_type
 
-from graphopt.model.ir import RawAttribute
+from graphopt.model.ir import RawAttribute, value_bytes
 
 _FIELDS = {
     AttributeProto.FLOAT: "f",
@@ -64,6 +64,25 @@ def write_attributes(target: onnx.NodeProto, node: gs.Node, write_value: Callabl
     kept = onnx.NodeProto(attribute=new)
     target.ClearField("attribute")
     target.attribute.MergeFrom(kept.attribute)
+
+
+def attribute_bytes(node: gs.Node) -> int:
+    """Return about how many bytes the values of a node's attributes take in a file, its bodies left out."""
+    return sum(map(_attribute_bytes, node.attrs.values()))
+
+
+def _attribute_bytes(value: Any) -> int:
+    if isinstance(value, gs.Constant):
+        return value_bytes(value._values)
+    if isinstance(value, RawAttribute):
+        return 0 if value.proto.graphs else int(value.proto.ByteSize())
+    if isinstance(value, str | bytes):
+        return len(value.encode() if isinstance(value, str) else value) + 1
+    if isinstance(value, list | tuple):
+        return sum(1 + _attribute_bytes(each) for each in value)  # each has a tag of its own
+    if isinstance(value, int):
+        return max(1, -(-(value % (1 << 64)).bit_length() // 7))  # written in groups of seven bits
+    return 4 if isinstance(value, float) else 0
 
 
 def _plain(proto: AttributeProto) -> Any:

@@ -7,10 +7,18 @@ from dataclasses import replace
 import onnx_graphsurgeon as gs
 
 from graphopt.errors import GraphoptError
-from graphopt.model import Model
+from graphopt.model import Model, fingerprint
 from graphopt.model.exporter import weight_bytes
 from graphopt.proof.profile import node_times
-from graphopt.proof.timing import NOISE, NOISE_ALONE, SECONDS_AGAIN, SECONDS_CLEAR, least_times, timed_feeds
+from graphopt.proof.timing import (
+    NOISE,
+    NOISE_ALONE,
+    SECONDS_AGAIN,
+    SECONDS_CLEAR,
+    run_times,
+    timed_feeds,
+    unrest,
+)
 from graphopt.report.report import Latency
 from graphopt.runtime.data import Data, Feeds
 from graphopt.runtime.memory import give_back
@@ -53,17 +61,23 @@ def latency(
         GraphoptError: ONNX Runtime cannot load or run a model.
     """
     feeds, samples = timed_feeds(data)
-    if max(weight_bytes(before), weight_bytes(after)) > PAIRED:
+    if fingerprint(before) == fingerprint(after):
+        same = known(before) or _alone(opener, before, feeds, SECONDS_CLEAR)
+        return Latency(same, same, samples, NOISE_MS / max(same, 1e-9))
+    large = max(weight_bytes(before), weight_bytes(after)) > PAIRED
+    if large:
         first, second = (known(model) or _alone(opener, model, feeds, SECONDS_CLEAR) for model in (before, after))
         noise = NOISE_ALONE
-        for _ in range(PAIRS):  # or something else ran beside one of them
-            if not Latency(first, second, samples, noise).slower:
-                break
+    else:
+        first, second, noise = _in_turn(opener, before, after, feeds)
+    for _ in range(PAIRS):  # or something else ran beside one of them
+        if not Latency(first, second, samples, noise).slower:
+            break
+        if large:
             first = _alone(opener, before, feeds, SECONDS_AGAIN)
             second = _alone(opener, after, feeds, SECONDS_AGAIN, enough=first * (1 + noise))
-    else:
-        first, second = least_times([opener(model, optimize=True, threads=1) for model in (before, after)], feeds)
-        noise = NOISE
+        else:
+            first, second, noise = _in_turn(opener, before, after, feeds)
     found = Latency(first, second, samples, noise + NOISE_MS / max(first, 1e-9))
     stored = _stored_as_integers(after)
     if (not found.slower and not stored) or max(weight_bytes(before), weight_bytes(after)) > PROFILED:
@@ -76,11 +90,17 @@ def latency(
         return found
 
 
+def _in_turn(opener: Opener, before: Model, after: Model, feeds: Feeds) -> tuple[float, float, float]:
+    """Return the least times of two models that run in turn, in ms, and the share by which equal ones differ."""
+    times = run_times([opener(model, optimize=True, threads=1) for model in (before, after)], feeds)
+    return min(times[0]), min(times[1]), max(NOISE, *map(unrest, times))
+
+
 def _alone(opener: Opener, model: Model, feeds: Feeds, seconds: float, enough: float = 0.0) -> float:
     """Return the least time of one run of a model whose session is released at once, in ms."""
-    least = least_times([opener(model, optimize=True, threads=1)], feeds, seconds=seconds, enough=enough)[0]
+    times = run_times([opener(model, optimize=True, threads=1)], feeds, seconds=seconds, enough=enough)[0]
     give_back()
-    return least
+    return min(times)
 
 
 def _sites(old: Times, new: Times) -> tuple[tuple[str, str, float], ...]:

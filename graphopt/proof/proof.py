@@ -20,7 +20,7 @@ from graphopt.proof.dependence import dependent_outputs
 from graphopt.proof.outputs import Outputs
 from graphopt.proof.review import Pair, review
 from graphopt.proof.sessions import Sessions
-from graphopt.proof.timing import NOISE_ALONE, SECONDS_AGAIN, least_times, timed_feeds, timed_run
+from graphopt.proof.timing import NOISE_ALONE, SECONDS_AGAIN, run_times, timed_feeds, timed_run
 from graphopt.proof.unknown import Unknown
 from graphopt.runtime.data import Data, Feeds, ListData
 from graphopt.runtime.feeds import overridden
@@ -209,9 +209,9 @@ class Proof:
         earlier = [spent for fed, spent in times if fed is feeds]
         source = self.least_ms(self.source)
         if source is None:
-            return least_times([session], feeds, earlier=earlier)[0]
+            return min(run_times([session], feeds, earlier=earlier)[0])
         enough = source * (1 + NOISE_ALONE)
-        return least_times([session], feeds, earlier=earlier, seconds=SECONDS_AGAIN, enough=enough)[0]
+        return min(run_times([session], feeds, earlier=earlier, seconds=SECONDS_AGAIN, enough=enough)[0])
 
     def _take(self, known: Sequence[Feeds | None]) -> None:
         """Keep what the source gives on the first feeds, up to the first of which that is not known."""

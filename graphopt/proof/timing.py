@@ -1,4 +1,4 @@
-"""The least time that sessions take for one run, in turn."""
+"""The times that sessions take for one run, in turn."""
 
 import time
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ SECONDS_AGAIN = 0.3
 
 NOISE = 0.05
 NOISE_ALONE = 0.1
-"""Models that are not run in turn differ by more."""
+"""Models that are not run in turn differ by more. Both are the least that is assumed: a busy machine adds to them."""
 
 ROUNDS = 200
 
@@ -30,15 +30,24 @@ def timed_feeds(data: Data) -> tuple[Feeds, int]:
     return min(zip(chosen.batches(some), chosen.counts(some), strict=True), key=lambda each: each[1])
 
 
-def least_times(
+def unrest(times: Sequence[float]) -> float:
+    """Return the share by which the least of every other run differs from the least of the rest.
+
+    Both halves time the same session on the same feeds, so what sets them apart is the machine alone.
+    """
+    first, second = (min(times[start::2], default=float("inf")) for start in (0, 1))
+    return max(first, second) / max(min(first, second), 1e-9) - 1 if len(times) > 1 else 0.0
+
+
+def run_times(
     sessions: list[Session],
     feeds: Feeds,
     *,
     earlier: Sequence[float] | None = None,
     seconds: float = SECONDS_CLEAR,
     enough: float = 0.0,
-) -> list[float]:
-    """Return the least time of one run of each session, in ms; they run in turn.
+) -> list[list[float]]:
+    """Return the times of single runs of each session, in ms; they run in turn.
 
     Args:
         sessions: What to time.
@@ -48,18 +57,19 @@ def least_times(
         seconds: How long to go on if the last one is clearly no slower than the first, for each session.
         enough: A time, in ms; once the last one has taken no more, it is not run on.
     """
-    least = [min(earlier or (), default=float("inf"))] * len(sessions)
+    times = [list(earlier or ()) for _ in sessions]
     for session in sessions if earlier is None else ():
         session.run(feeds)
     begin = time.perf_counter()
     for done in range(len(earlier or ()), ROUNDS):
         spent = time.perf_counter() - begin
-        clear = least[-1] <= least[0] * (1 + CLEAR)
-        if done >= 2 and (least[-1] <= enough or spent > (seconds if clear else SECONDS) * len(sessions)):
-            break
+        if done >= 2:
+            least, clear = min(times[-1]), min(times[-1]) <= min(times[0]) * (1 + CLEAR)
+            if least <= enough or spent > (seconds if clear else SECONDS) * len(sessions):
+                break
         for index, session in enumerate(sessions):
-            least[index] = min(least[index], timed_run(session, feeds)[1])
-    return least
+            times[index].append(timed_run(session, feeds)[1])
+    return times
 
 
 def timed_run(session: Session, feeds: Feeds) -> tuple[Feeds, float]:

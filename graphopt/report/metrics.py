@@ -12,7 +12,7 @@ from graphopt.graph.macs import is_free, node_macs
 from graphopt.graph.shapes import Shape
 from graphopt.graph.symbolic import Expression, Facts
 from graphopt.graph.symbolic.values import SymbolicShape
-from graphopt.graph.view import is_op
+from graphopt.graph.view import is_op, operator
 from graphopt.model import Model
 from graphopt.model.exporter import serialized_size
 from graphopt.model.functions import Identity, called, functions, within
@@ -88,8 +88,7 @@ def count_macs(view: GraphView) -> tuple[int | None, tuple[str, ...]]:
                 continue
             count = _node_macs(view, node)
             if count is None or id(graph) in repeated:
-                domain = "" if is_op(node, node.op) else f" of {node.domain}"
-                uncounted.append(f"{node.op}{domain} {view.site(node)!r}")
+                uncounted.append(f"{operator(node)} {view.site(node)!r}")
             else:
                 total += count
     return None if uncounted else total, tuple(uncounted)

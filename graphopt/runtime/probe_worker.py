@@ -118,7 +118,7 @@ def _seen(name: str, value: Any) -> dict[str, Any]:
     """Return what there is to know of one output."""
     import numpy as np
 
-    arrays = [np.asarray(each) for each in _arrays(value)]
+    arrays = _arrays(value)
     is_float = any(each.dtype.kind in "fV" for each in arrays)
     kept = [each for each in arrays if each.size and each.dtype.kind in ("fV" if is_float else "biu")]
     if not kept:
@@ -152,12 +152,16 @@ def _moved(values: Any, close: float) -> bool | None:
 
 
 def _arrays(value: Any) -> list[Any]:
-    """Return the arrays in an output: a tensor, a sequence, a map, or None for an empty optional."""
+    """Return the arrays in an output: a tensor, a sequence, a map of single numbers, or None for an empty optional."""
+    import numpy as np
+
     if value is None or isinstance(value, str):
         return []
     if isinstance(value, dict):
         return _arrays(list(value.values()))
-    return [array for each in value for array in _arrays(each)] if isinstance(value, list) else [value]
+    if isinstance(value, list):
+        return [array for each in value for array in _arrays(each)]
+    return [np.asarray(value)]
 
 
 if __name__ == "__main__":
