@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from graphopt.cli.progress import progress_bar
-from graphopt.cli.writing import require_report, require_writable, write_json
+from graphopt.cli.writing import require_no_weights, require_report, require_writable, write_json
 from graphopt.distill.augmentation import Augmentation
 from graphopt.distill.optimizer import METHODS
 from graphopt.distill.schedules import SCHEDULES
@@ -114,6 +114,7 @@ def distill(
     views = {"flip": flip, "shift": shift, "crop": crop, "rotate": rotate, "mix": mix, "paste": paste}
     settings = Settings(augmentation=_views(views, no_views, bool(values["labels"])), **values)
     original, learner = load(teacher), load(student)
+    require_no_weights((target, checkpoint, report), original, learner)
     feeds = load_data(data, learner)
     with progress_bar() as progress:
         outcome = train(

@@ -9,7 +9,7 @@ from graphopt import api
 from graphopt.base import Pass
 from graphopt.cli.chain import ChainedCommand
 from graphopt.cli.progress import progress_bar
-from graphopt.cli.writing import require_report, require_writable, write_text
+from graphopt.cli.writing import require_no_weights, require_report, require_writable, write_text
 from graphopt.errors import OptionError
 from graphopt.model import load, save
 from graphopt.model.save import ExternalPolicy
@@ -83,6 +83,7 @@ def optimize(
     require_writable(target, read)
     require_report(report, (".json", ".html"), {"target": target, "source": source, **read})
     model = load(source)
+    require_no_weights((target, report), model)
     with progress_bar() as progress:
         result = api.optimize(
             model,

@@ -2,7 +2,7 @@
 
 import click
 
-from graphopt.cli.writing import require_report, require_writable, write_json
+from graphopt.cli.writing import require_no_weights, require_report, require_writable, write_json
 from graphopt.errors import OptionError
 from graphopt.graph.matching import Method
 from graphopt.model import load, save
@@ -43,9 +43,9 @@ def transfer(
     if given is not None and method not in (None, "mapping"):
         raise OptionError(f"--mapping does not go with --by {method}")
     chosen: Method = "mapping" if given is not None else method or "name"
-    result, told = copy_parameters(
-        load(source), load(model), method=chosen, mapping=given, only=only, slices=not no_slices
-    )
+    giver, taker = load(source), load(model)
+    require_no_weights((target, report), giver, taker)
+    result, told = copy_parameters(giver, taker, method=chosen, mapping=given, only=only, slices=not no_slices)
     for copied in told.copied:
         click.echo(f"copied   {copied.site}: {copied.detail}")
     for skipped in told.skipped:

@@ -4,12 +4,13 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from graphopt.errors import OptionError
-from graphopt.model.save import is_null
+from graphopt.model import Model
+from graphopt.model.save import holds_weights, is_null
 from graphopt.report.report import json_text
 
 
@@ -96,6 +97,18 @@ def require_report(report: str | None, forms: tuple[str, ...], others: Mapping[s
         require_writable(report, others)
     except OptionError as error:
         raise OptionError(f"--report {error}") from error
+
+
+def require_no_weights(places: Iterable[str | None], *models: Model) -> None:
+    """Refuse, before any work is done, places where models that were loaded have their external data.
+
+    Raises:
+        OptionError: One of them is such a file.
+    """
+    for place in places:
+        for model in models:
+            if place is not None and holds_weights(Path(place), model):
+                raise OptionError(f"{place}: holds weights of {model.path}")
 
 
 def _is_standard_output(path: Path) -> bool:

@@ -121,6 +121,23 @@ def test_no_file_that_is_read_is_written_over(words: list[str], why: str, run: A
     assert why in refuse(run, folder, words, "")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["optimize", "e.onnx", "e.onnx.data", "quantize-weights"],
+        ["optimize", "e.onnx", "o.onnx", "--report", "r.json", "quantize-weights"],
+        ["transfer", "a.onnx", "e.onnx", "e.onnx.data"],
+        ["transfer", "e.onnx", "a.onnx", "o.onnx", "--report", "r.json"],
+        ["distill", "e.onnx", "a.onnx", "e.onnx.data", "--data", "d.npz"],
+        ["distill", "a.onnx", "e.onnx", "o.onnx", "--data", "d.npz", "--checkpoint", "e.onnx.data"],
+    ],
+)
+def test_weights_beside_a_model_are_not_written_over(words: list[str], run: Any, folder: Path) -> None:
+    name = "r.json" if "r.json" in words else "e.onnx.data"
+    onnx.save(model(NET, **WEIGHTS), folder / "e.onnx", save_as_external_data=True, location=name, size_threshold=0)
+    assert f"{name}: holds weights of e.onnx" in refuse(run, folder, words, "")
+
+
 @POSIX
 def test_the_null_device_takes_a_target_and_stays(run: Any, folder: Path) -> None:
     link = folder / "null.onnx"
