@@ -68,6 +68,8 @@ def judge(
     except GraphoptError as error:
         if _runs(proof, proof.source):
             problem = f"in a session with default options, {error}"
+        elif _runs(proof, optimized):
+            notes.append(f"with its graph optimizations on, ONNX Runtime runs the result but not the original: {error}")
         else:
             notes.append(f"with its graph optimizations on, {error}; the original neither")
     else:

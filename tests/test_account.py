@@ -71,6 +71,45 @@ PLACES: dict[str, tuple[str, Arrays, str, str]] = {
         "w",
         "'w', 2,048 bytes, is read by nothing, eliminate-dead drops it",
     ),
+    "given out behind a Reshape": (
+        "g (float[N,8] x) => (float[N,8] y, float[8,64] z) { y = Relu(x) s = Constant<value_ints=[8,64]>() "
+        "z = Reshape(w, s) }",
+        {"w": draw(64, 8)},
+        "w",
+        "'w', 2,048 bytes, is given out, only moved or cast",
+    ),
+    "given out by a branch": (
+        "g (float[64,8] x, bool c) => (float[64,8] y) { y = If (c) "
+        "<then_branch = t () => (float[64,8] a) { a = Identity(w) }, else_branch = e () => (float[64,8] b) "
+        "{ b = Relu(x) }> }",
+        {"w": draw(64, 8)},
+        "w",
+        "'w', 2,048 bytes, is given out, only moved or cast",
+    ),
+    "asked for its shape": (
+        "g (float[N,8] x) => (float[N,8] y, int64[2] z) { y = Relu(x) z = Shape(w) }",
+        {"w": draw(64, 8)},
+        "w",
+        "'w', 2,048 bytes, is read for its shape only",
+    ),
+    "a target of a Reshape that leads to an output": (
+        "g (float[N] x) => (float[A,B,C,D,E,F,G,H] y) { y = Reshape(x, w) }",
+        {"w": np.array([1, 1, 1, 1, 1, 1, 1, -1])},
+        "y",
+        "'w', 64 bytes, holds int64 values for Reshape",
+    ),
+    "bounds of a Slice before floats are computed": (
+        "g (float[N,8] x) => (float[M,8] y) { s = Slice(x, w, e) y = Softmax(s) }",
+        {"w": np.array([1, 1]), "e": np.array([5, 8])},
+        "s",
+        "'w', 16 bytes, holds int64 values for Slice",
+    ),
+    "sizes of a Split that leads to outputs": (
+        "g (float[N,8] x) => (float[N,3] y, float[N,5] z) { y, z = Split<axis=1>(x, w) }",
+        {"w": np.array([3, 5])},
+        "y",
+        "'w', 16 bytes, holds int64 values for Split",
+    ),
     "a table of integers": (
         "g (float[N,400] x) => (float[N,200] y) { y = Gather<axis=1>(x, w) }",
         {"w": np.arange(200)},

@@ -228,6 +228,12 @@ def test_a_result_that_only_a_plain_session_runs_is_a_failure_where_the_source_r
     (note,) = both.notes
     assert note.startswith("with its graph optimizations on, ONNX Runtime cannot ")
     assert note.endswith("; the original neither")
+    mended = judged(fine, [Given()], source=broken, arrays=arrays)
+    assert mended.default_session
+    assert not mended.failures
+    (note,) = mended.notes
+    told = "with its graph optimizations on, ONNX Runtime runs the result but not the original: ONNX Runtime cannot "
+    assert note.startswith(told)
 
 
 # -- notes -------------------------------------------------------------------------------------------------------------

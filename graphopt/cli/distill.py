@@ -114,9 +114,7 @@ def distill(
     views = {"flip": flip, "shift": shift, "crop": crop, "rotate": rotate, "mix": mix, "paste": paste}
     settings = Settings(augmentation=_views(views, no_views, bool(values["labels"])), **values)
     original, learner = load(teacher), load(student)
-    for place in (target, checkpoint, report):
-        if place is not None:
-            require_no_weights(place, original, learner)
+    require_no_weights((target, checkpoint, report), original, learner)
     feeds = load_data(data, learner)
     with progress_bar() as progress:
         outcome = train(

@@ -83,9 +83,7 @@ def optimize(
     require_writable(target, read)
     require_report(report, (".json", ".html"), {"target": target, "source": source, **read})
     model = load(source)
-    for place in (target, report):
-        if place is not None:
-            require_no_weights(place, model)
+    require_no_weights((target, report), model)
     with progress_bar() as progress:
         result = api.optimize(
             model,

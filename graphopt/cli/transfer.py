@@ -43,11 +43,9 @@ def transfer(
     if given is not None and method not in (None, "mapping"):
         raise OptionError(f"--mapping does not go with --by {method}")
     chosen: Method = "mapping" if given is not None else method or "name"
-    given_model, taking = load(source), load(model)
-    for place in (target, report):
-        if place is not None:
-            require_no_weights(place, given_model, taking)
-    result, told = copy_parameters(given_model, taking, method=chosen, mapping=given, only=only, slices=not no_slices)
+    giver, taker = load(source), load(model)
+    require_no_weights((target, report), giver, taker)
+    result, told = copy_parameters(giver, taker, method=chosen, mapping=given, only=only, slices=not no_slices)
     for copied in told.copied:
         click.echo(f"copied   {copied.site}: {copied.detail}")
     for skipped in told.skipped:

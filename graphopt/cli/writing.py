@@ -4,13 +4,13 @@ import os
 import stat
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from graphopt.errors import OptionError
 from graphopt.model import Model
-from graphopt.model.save import holds_weights_of, is_null
+from graphopt.model.save import holds_weights, is_null
 from graphopt.report.report import json_text
 
 
@@ -78,17 +78,6 @@ def require_writable(target: str, others: Mapping[str, str | None] | None = None
         raise OptionError(f"{target}: cannot be written: {error.strerror or error}") from error
 
 
-def require_no_weights(target: str, *models: Model) -> None:
-    """Refuse a place that holds the external data of a model that was read.
-
-    Raises:
-        OptionError: It does.
-    """
-    for model in models:
-        if holds_weights_of(target, model):
-            raise OptionError(f"{target}: holds weights of {model.path}")
-
-
 def require_report(report: str | None, forms: tuple[str, ...], others: Mapping[str, str | None]) -> None:
     """Refuse a report whose form its name does not tell, whose place cannot be written or is another file's.
 
@@ -108,6 +97,18 @@ def require_report(report: str | None, forms: tuple[str, ...], others: Mapping[s
         require_writable(report, others)
     except OptionError as error:
         raise OptionError(f"--report {error}") from error
+
+
+def require_no_weights(places: Iterable[str | None], *models: Model) -> None:
+    """Refuse, before any work is done, places where models that were loaded have their external data.
+
+    Raises:
+        OptionError: One of them is such a file.
+    """
+    for place in places:
+        for model in models:
+            if place is not None and holds_weights(Path(place), model):
+                raise OptionError(f"{place}: holds weights of {model.path}")
 
 
 def _is_standard_output(path: Path) -> bool:

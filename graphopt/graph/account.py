@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -24,7 +24,7 @@ LARGE = 0.01
 _SMALLEST_LAYER = 256
 """Bytes of the smallest weight that makes a node of an unknown operator a layer; scales and biases have fewer."""
 
-_PASSING = (*MOVES, "QuantizeLinear", "DequantizeLinear")
+_QUANTIZED = ("QuantizeLinear", "DequantizeLinear")
 _FORMS = ("Mul", "Sub")
 _OPTIMIZED = ("Fused", "Attention", "SkipLayerNorm", "EmbedLayerNorm", "BiasGelu", "MultiHead", "Packed")
 
@@ -35,6 +35,21 @@ class _Use:
 
     node: gs.Node
     scaled: bool
+
+
+@dataclass
+class _Fate:
+    """What becomes of a stored tensor.
+
+    Attributes:
+        uses: The nodes that compute with it.
+        given_out: Whether a graph gives it out, as it is or only moved and cast.
+        measured: Whether something asks for its shape.
+    """
+
+    uses: list[_Use] = field(default_factory=list)
+    given_out: bool = False
+    measured: bool = False
 
 
 def complete(view: GraphView, result: PassResult, scope: str) -> PassResult:
@@ -56,7 +71,8 @@ def complete(view: GraphView, result: PassResult, scope: str) -> PassResult:
     found: dict[str, str] = {}
     bodies = functions(view.model)
     for tensor, constant in _stored(view):
-        uses = list(_uses(view, tensor))
+        fate = _follow(view, tensor)
+        uses = fate.uses
         names = {view.site(use.node) for use in uses}
         if constant.name in told or tensor.name in quoted or names & told:
             continue
@@ -66,7 +82,7 @@ def complete(view: GraphView, result: PassResult, scope: str) -> PassResult:
             found.setdefault(view.site(foreign[0].node), _why_foreign(foreign[0].node))
         elif scope == "weights" and size >= least:
             site = view.site(uses[0].node) if uses else str(tensor.name)
-            found.setdefault(site, f"{tensor.name!r}, {size:,} bytes, {_why(view, tensor, constant, uses)}")
+            found.setdefault(site, f"{tensor.name!r}, {size:,} bytes, {_why(view, tensor, constant, fate)}")
     for node in view.nodes() if scope == "weights" else ():
         size, site = attribute_bytes(node), view.site(node)
         if size >= max(least, _SMALLEST_LAYER) and not is_op(node, "Constant") and site not in told:
@@ -84,26 +100,42 @@ def _stored(view: GraphView) -> Iterator[tuple[gs.Tensor, gs.Constant]]:
                 yield node.outputs[0], value
 
 
-def _uses(view: GraphView, tensor: gs.Tensor) -> Iterator[_Use]:
-    """Yield the nodes that compute with a stored tensor: behind what moves, casts or scales it, and in bodies too."""
+def _follow(view: GraphView, tensor: gs.Tensor) -> _Fate:
+    """Return what becomes of a stored tensor, behind what moves, casts or scales it, and in bodies too.
+
+    Only what is moved goes on: where a constant says how to move (the target of a Reshape, the bounds of a Slice), that
+    node computes with it. Scales and zero points go with what they scale.
+    """
+    fate = _Fate()
     waiting, seen = [(tensor, False)], {id(tensor)}
     while waiting:
         tensor, scaled = waiting.pop()
+        fate.given_out |= view.is_output(tensor) and not view.borders.is_given_back(tensor)
         for node in {id(node): node for node in view.readers(tensor)}.values():
-            inner = [t for i, read in enumerate(node.inputs) if read is tensor for t in view.borders.inside(node, i)]
-            scales = scaled or is_op(node, "DequantizeLinear")
+            slots = [slot for slot, read in enumerate(node.inputs) if read is tensor]
+            inner = [each for slot in slots for each in view.borders.inside(node, slot)]
             if inner:
                 behind = inner
-            elif is_op(node, *_PASSING) or (is_op(node, *_FORMS) and _is_scaling(view, node)):
+            elif _passes_on(view, node, slots):
                 behind = list(node.outputs)
-            elif not is_op(node, "Shape", "Size"):
-                yield _Use(node, scales)
+            elif is_op(node, "Shape", "Size"):
+                fate.measured = True
                 continue
             else:
+                fate.uses.append(_Use(node, scaled))
                 continue
             fresh = [each for each in behind if id(each) not in seen]
             seen |= {id(each) for each in fresh}
-            waiting += [(each, scales or is_op(node, *_FORMS)) for each in fresh]
+            scales = scaled or is_op(node, "DequantizeLinear", *_FORMS)
+            waiting += [(each, scales) for each in fresh]
+    return fate
+
+
+def _passes_on(view: GraphView, node: gs.Node, slots: list[int]) -> bool:
+    """Whether a node gives out what it reads in these slots, only moved, cast or scaled."""
+    if is_op(node, *_FORMS):
+        return _is_scaling(view, node)
+    return is_op(node, *_QUANTIZED) or (is_op(node, *MOVES) and (node.op == "Concat" or 0 in slots))
 
 
 def _is_scaling(view: GraphView, node: gs.Node) -> bool:
@@ -122,13 +154,15 @@ def _why_foreign(node: gs.Node) -> str:
     return text + ("; take the file from before ONNX Runtime optimized it" if written else "")
 
 
-def _why(view: GraphView, tensor: gs.Tensor, constant: gs.Constant, uses: list[_Use]) -> str:
+def _why(view: GraphView, tensor: gs.Tensor, constant: gs.Constant, fate: _Fate) -> str:
     """Say why a large constant is no weight that the pass could take."""
     if (reason := why_unknown(tensor, view)) is not None and view.array(tensor) is None:
         return reason
-    if not uses:
-        return "is given out as it is" if view.is_output(tensor) else "is read by nothing, eliminate-dead drops it"
-    use = uses[0]
+    if not fate.uses:
+        if fate.given_out:
+            return "is given out as it is" if view.is_output(tensor) else "is given out, only moved or cast"
+        return "is read for its shape only" if fate.measured else "is read by nothing, eliminate-dead drops it"
+    use = fate.uses[0]
     values = constant._values
     dtype = np.dtype(values.dtype) if isinstance(values, TensorValues) else values.dtype
     if use.scaled:

@@ -45,6 +45,11 @@ class ExternalData:
         self._maps: dict[Path, Buffer] = {}
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that were looked into, links followed."""
+        return tuple(self._maps)
+
+    @property
     def size(self) -> int:
         """The bytes of all files that were looked into."""
         return sum(map(len, self._maps.values()))

@@ -27,6 +27,7 @@ def load(path: str | PathLike[str]) -> Model:
         external = ExternalData(file)
         model = read_model(*strip(buffer), external.find, file)
         model.stored_bytes = len(buffer) + external.size
+        model.data_files = tuple(each for each in external.files if each != file.resolve())
         return model
     except WireError as error:
         raise ModelError(f"{file}: not an ONNX model: {error}") from error

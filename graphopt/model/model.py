@@ -23,6 +23,7 @@ class Model:
         repairs: What loading had to put right, one sentence each.
         functions: The bodies of local functions.
         stored_bytes: What the model takes on disk, external data included; None if it comes from no file.
+        data_files: The files of external data that it was loaded from, links followed.
     """
 
     graph: Graph
@@ -31,6 +32,7 @@ class Model:
     repairs: tuple[str, ...] = ()
     functions: list[Graph] = field(default_factory=list)
     stored_bytes: int | None = None
+    data_files: tuple[Path, ...] = ()
 
     @property
     def opset(self) -> int:
@@ -126,7 +128,7 @@ class Model:
         header = onnx.ModelProto()
         header.CopyFrom(self.header)
         graph, *functions = copy_graphs([self.graph, *self.functions])
-        return Model(graph, header, self.path, self.repairs, functions)
+        return Model(graph, header, self.path, self.repairs, functions, data_files=self.data_files)
 
 
 def _constants_read(graph: gs.Graph) -> Iterator[gs.Constant]:

@@ -37,8 +37,9 @@ def save(
     The target appears whole or not at all: what is there stays until the new file is complete and on disk, so saving
     over the file that the model was loaded from is safe. Weights are streamed, one at a time. Where a data file is
     there already, the new one gets another name (``<name>.1.data``), so that the old pair stays whole until the model
-    file, which names its data file, is replaced; then the old data file goes. Only files are replaced: a pipe or device
-    is refused, but for the null device, to which nothing is written.
+    file, which names its data file, is replaced; then the old data file goes, unless another model beside it names it
+    too. Only files are replaced, and none that holds weights of the model: a pipe or device is refused, but for the
+    null device, to which nothing is written.
 
     Args:
         model: The model, which is not changed.
@@ -60,7 +61,7 @@ def save(
         if target.exists() and not target.is_file():
             kind = "a directory" if target.is_dir() else "not a regular file"
             raise ModelError(f"{path}: cannot write it: is {kind}")
-        if holds_weights_of(target, model):
+        if holds_weights(target, model):
             raise ModelError(f"{path}: cannot write it: holds weights of {model.path}")
         stale = _data_files(target)
         new = None
@@ -79,22 +80,11 @@ def save(
         raise ModelError(f"{path}: cannot write it: {' '.join(str(why).split())}") from error
 
 
-def holds_weights_of(path: str | PathLike[str], model: Model) -> bool:
-    """Whether a file is the external data of a loaded model, which would be lost with it; not the model's own file."""
-    try:
-        there = os.stat(path)
-        if model.path is not None and os.path.samestat(there, os.stat(model.path)):
-            return False
-    except (OSError, ValueError):
-        return False
-    buffers = {id(each._values.span.buffer): each._values.span.buffer for each in model.constants() if _is_mapped(each)}
-    return any(os.path.samestat(there, os.fstat(buffer.descriptor)) for buffer in buffers.values())
-
-
-def _is_mapped(constant: Any) -> bool:
-    """Whether the values of a constant are in a mapped file."""
-    values = constant._values
-    return isinstance(values, MappedValues) and isinstance(values.span.buffer, MappedFile)
+def holds_weights(path: Path, model: Model) -> bool:
+    """Whether a path leads to a file of external data that a model was loaded from."""
+    with contextlib.suppress(OSError):
+        return path.exists() and any(os.path.samefile(path, each) for each in model.data_files if each.exists())
+    return False
 
 
 def is_null(path: Path) -> bool:
@@ -189,13 +179,25 @@ def _write_weight(file: IO[bytes], weight: Any) -> None:
 
 
 def _data_files(target: Path) -> set[Path]:
-    """Return the data files of earlier saves that the model file at ``target`` names."""
+    """Return the data files of earlier saves that the model file at ``target`` names, and no other model beside it."""
     pattern = re.compile(re.escape(target.name) + r"(\.\d+)?\.data")
     files = {file for file in target.parent.iterdir() if pattern.fullmatch(file.name)} if target.is_file() else set()
-    if not files or not target.stat().st_size:
-        return set()
-    with target.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return {file for file in files if data.find(os.fsencode(file.name)) >= 0}
+    files = _named(target, files)
+    for other in sorted(target.parent.glob("*.onnx")) if files else []:
+        if other.resolve() != target:  # a copy of the model, or a part of it, may have its weights there
+            files -= _named(other, files)
+    return files
+
+
+def _named(model: Path, files: set[Path]) -> set[Path]:
+    """Return those files that a model file names somewhere; all of them if it cannot be read."""
+    try:
+        if not files or not model.stat().st_size:
+            return set()
+        with model.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return {file for file in files if data.find(os.fsencode(file.name)) >= 0}
+    except OSError:
+        return files
 
 
 def _fresh_data_file(target: Path) -> Path:

@@ -1,5 +1,6 @@
 """A model in ONNX Runtime: optimizations off unless asked for, quiet, and with one clear line when it refuses."""
 
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -23,6 +24,9 @@ IN_MEMORY = 1 << 26
 _SMALL = 1 << 22
 
 _FATAL = 4
+
+_FILE = re.compile(r"Load model from .*? failed: ?")
+"""What ONNX Runtime puts before some errors: a file, which may be one that was written for the session alone."""
 
 _libraries: list[str] = []
 
@@ -185,9 +189,9 @@ def threads_for_samples(model: Model) -> int:
 
 
 def one_line(error: Exception) -> str:
-    """Return an error's text in one line without ONNX Runtime's prefix, cut where it grows long."""
+    """Return an error's text in one line without ONNX Runtime's prefixes, cut where it grows long."""
     text = " ".join(str(error).split())
     parts = text.split(" : ", 3)
     if text.startswith("[ONNXRuntimeError]") and len(parts) == 4:
-        text = parts[3]
+        text = _FILE.sub("", parts[3], count=1)
     return text if len(text) <= 400 else text[:397] + "..."

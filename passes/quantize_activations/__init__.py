@@ -186,7 +186,7 @@ class QuantizeActivations(Pass):
             if use.layer.op not in TARGETS[self.target].layers or use.slot != 1:
                 raise Skip(f"{name!r} is used by {use.layer.op}, which has no integer kernel on {self.target}")
             if view.edit.graph_of(use.layer) is not view.model.graph:
-                raise Skip("lies in a subgraph or function: main graph only")
+                raise Skip(f"{name!r} is read in a subgraph or function: main graph only")
         operands = require_operands(view, weight)
         for operand in operands:
             if operand.values.dtype != np.float32:

@@ -71,7 +71,7 @@ def test_what_the_loop_gives_out_counts_as_reading() -> None:
 
 
 def test_static_quantization_leaves_a_loop_alone() -> None:
-    assert_skips(QuantizeActivations(), loop("v"), "lies in a subgraph or function")
+    assert_skips(QuantizeActivations(), loop("v"), "'w' is read in a subgraph or function: main graph only")
 
 
 FUNCTION = """ <domain: "local", opset_import: ["" : 19]> dense (a, v) => (b) { m = MatMul(a, v) b = Relu(m) }"""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -108,6 +109,43 @@ def test_an_old_data_file_goes_only_if_the_old_model_named_it(tmp_path: Path) ->
     save(load(path), path, "never")
     assert names(tmp_path) == {"m.onnx", "m.onnx.data"}
     assert (tmp_path / "m.onnx.data").read_bytes() == b"somebody else's"
+
+
+@pytest.mark.parametrize("policy", ["never", "always"])
+def test_an_old_data_file_stays_where_another_model_names_it(policy: Any, tmp_path: Path) -> None:
+    path, copy = tmp_path / "m.onnx", tmp_path / "before.onnx"
+    save(from_proto(proto()), path, "always")
+    copy.write_bytes(path.read_bytes())
+    kept = (tmp_path / "m.onnx.data").read_bytes()
+    expected = run(copy)
+    save(load(path), path, policy)
+    new = {"m.onnx.1.data"} if policy == "always" else set()
+    assert names(tmp_path) == {"m.onnx", "before.onnx", "m.onnx.data"} | new
+    assert (tmp_path / "m.onnx.data").read_bytes() == kept
+    np.testing.assert_array_equal(run(copy), expected)
+    np.testing.assert_array_equal(run(path), expected)
+
+
+def test_a_link_to_the_model_does_not_keep_its_old_data_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.onnx"
+    save(from_proto(proto()), path, "always")
+    (tmp_path / "link.onnx").symlink_to(path)
+    save(load(path), path, "never")
+    assert names(tmp_path) == {"m.onnx", "link.onnx"}
+
+
+def test_weights_of_the_model_are_not_written_over(tmp_path: Path) -> None:
+    path, data = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+    save(from_proto(proto()), path, "always")
+    (tmp_path / "link.onnx").symlink_to(data)
+    kept = data.read_bytes()
+    for target in (data, tmp_path / "link.onnx"):
+        for each in (load(path), load(path).copy()):
+            with pytest.raises(ModelError) as caught:
+                save(each, target)
+            assert str(caught.value) == f"{target}: cannot write it: holds weights of {path}"
+    assert data.read_bytes() == kept
+    assert names(tmp_path) == {"m.onnx", "m.onnx.data", "link.onnx"}
 
 
 def test_the_file_mode_and_a_link_stay(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from graphopt.model import from_proto, to_proto
 from graphopt.result import PassResult
 from graphopt.runtime.feeds import from_arrays
 from graphopt.runtime.session import Session
-from graphopt.testing import assert_skips, count_ops, initializers
+from graphopt.testing import assert_skips, assert_untouched, count_ops, initializers
 from graphopt.testing import model as parse
 
 
@@ -449,9 +449,18 @@ REFUSALS = {
                        else_branch = e () => (float[2,16] b) { b = Relu(x) }> }""",
             w=draw(16, 16),
         ),
-        "main graph only",
+        "'w' is read in a subgraph or function: main graph only",
     ),
 }
+
+
+def test_a_layer_of_the_main_graph_is_told_who_else_reads_its_weight() -> None:
+    text = """g (float[2,16] x, bool c) => (float[2,16] y) { h = MatMul(x, w)
+        y = If(c) <then_branch = t () => (float[2,16] a) { a = MatMul(h, w) },
+                   else_branch = e () => (float[2,16] b) { b = Relu(h) }> }"""
+    told = assert_untouched(QuantizeActivations(), model(text, w=draw(16, 16)))
+    reason = "'w' is read in a subgraph or function: main graph only"
+    assert {each.site: each.reason for each in told.skipped} == {"h": reason, "a": reason}
 
 
 @pytest.mark.parametrize("case", REFUSALS)

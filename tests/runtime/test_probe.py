@@ -50,6 +50,14 @@ def test_refusals_are_one_line() -> None:
         Probe(from_proto(broken))
 
 
+def test_a_refusal_names_no_file_of_ours() -> None:
+    twins = model("g (float[2,3] x) => (float[2,3] y) { [n] h = Relu(x) [n] y = Neg(h) }")
+    with pytest.raises(GraphoptError) as caught:
+        Probe(from_proto(twins))
+    reason = "This is an invalid model. Error: two nodes with same node name (n)."
+    assert str(caught.value) == f"ONNX Runtime cannot load the model: {reason}"
+
+
 def test_weights_in_a_file_of_their_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(session, "IN_MEMORY", 0)
     onnx.save(model("g (float[N,64] x) => (float[N,64] y) { y = MatMul(x, w) }", w=draw(64, 64)), tmp_path / "m.onnx")
