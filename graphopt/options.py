@@ -1,6 +1,7 @@
 """Options of passes: dataclass fields with a help text, a type, choices and a range, checked when a pass is created."""
 
 import dataclasses
+import functools
 import inspect
 import types
 from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -28,11 +29,12 @@ def is_common(field: Field) -> bool:
     return bool(field.metadata.get("common"))
 
 
-def options(kind: "type[Pass]") -> list[tuple[Field, Any]]:
+@functools.cache  # resolving the types takes longer than most passes take on a small model
+def options(kind: "type[Pass]") -> tuple[tuple[Field, Any], ...]:
     """Return the options of a pass class: its dataclass fields with their resolved types, those of all passes last."""
     hints = get_type_hints(kind)
     fields = [field for field in dataclasses.fields(kind) if field.init and not field.metadata.get("hidden")]
-    return [(field, hints[field.name]) for field in sorted(fields, key=is_common)]
+    return tuple((field, hints[field.name]) for field in sorted(fields, key=is_common))
 
 
 def option_values(each: "Pass") -> dict[str, object]:

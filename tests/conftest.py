@@ -1,6 +1,7 @@
 """What all tests share: where the real models and their data lie."""
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -18,10 +19,12 @@ def models() -> Path:
 
 @pytest.fixture(scope="session")
 def benchmark() -> Callable[[str], ModuleType]:
-    """Import a benchmark, which is a script, by its name."""
+    """Import a benchmark, which is a script beside what it imports, by its name."""
 
     def load(name: str) -> ModuleType:
         path = ROOT / "benchmarks" / f"{name}.py"
+        if str(path.parent) not in sys.path:
+            sys.path.append(str(path.parent))
         spec = importlib.util.spec_from_file_location(f"{name}_benchmark", path)
         assert spec is not None
         assert spec.loader is not None

@@ -29,26 +29,35 @@ class Taps:
         ``form`` makes a proto of the model that has further tensors; what is ``given`` is fed instead of computed.
         """
         self.names = list(dict.fromkeys(names))
-        self._inputs, content = _cut_and_serialized(form() if form else to_proto(model), self.names, given)
-        self._given = [name for name in self.names if name in self._inputs]
+        self._inputs, self._stored, content = _cut_and_serialized(
+            form() if form else to_proto(model), self.names, given
+        )
+        self._given = [name for name in self.names if name in self._inputs or name in self._stored]
         self._session = (
             Session(content, optimize=optimize, threads=threads) if len(self._given) < len(self.names) else None
         )
 
     def run(self, feeds: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-        """Run once; feeds that the cut model does not need are ignored."""
-        values: dict[str, Any] = {name: feeds[name] for name in self._given}
+        """Run once; feeds that the cut model does not need are ignored, and initializers hold what they store."""
+        fed = {name: value for name, value in feeds.items() if name in self._inputs}
+        values: dict[str, Any] = {name: fed[name] if name in fed else self._stored[name] for name in self._given}
         if self._session is not None:
-            values |= self._session.run({name: value for name, value in feeds.items() if name in self._inputs})
+            values |= self._session.run(fed)
         return values
 
 
 def _cut_and_serialized(
     proto: onnx.ModelProto, names: Sequence[str], given: Sequence[onnx.ValueInfoProto]
-) -> tuple[set[str], bytes]:
-    """Return the inputs that are left and the cut model's bytes; the protos are gone when ONNX Runtime loads them."""
+) -> tuple[set[str], dict[str, NDArray[Any]], bytes]:
+    """Return the inputs that are left, the initializers of ``names``, which are copied, and the cut model's bytes.
+
+    The protos are gone when ONNX Runtime loads the bytes.
+    """
     proto = cut(proto, names, given)
-    return {info.name for info in proto.graph.input}, serialized(proto)
+    stored = {
+        each.name: onnx.numpy_helper.to_array(each).copy() for each in proto.graph.initializer if each.name in names
+    }
+    return {info.name for info in proto.graph.input}, stored, serialized(proto)
 
 
 def cut(proto: onnx.ModelProto, names: Iterable[str], given: Sequence[onnx.ValueInfoProto] = ()) -> onnx.ModelProto:

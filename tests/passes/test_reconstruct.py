@@ -74,6 +74,17 @@ def test_fits_what_pruning_has_left() -> None:
     onnx.checker.check_model(after, full_check=True)
 
 
+def test_a_bias_that_a_caller_can_override_stays() -> None:
+    """The layer before it is fitted to what the bias is by default, if the data do not feed it."""
+    text = NET.replace("9,9] x)", "9,9] x, float[7] b4)")
+    teacher, student = model(text, **weights()), model(text, **damaged(weights()))
+    after, result = run(student, teacher)
+    assert "m" in {each.site for each in result.rewritten}
+    np.testing.assert_array_equal(initializers(after)["b4"], weights()["b4"])
+    assert [info.name for info in after.graph.input] == ["x", "b4"]
+    assert error(after, teacher) < 0.2 * error(student, teacher)
+
+
 def test_bias_alone_helps_less() -> None:
     teacher, student = model(NET, **weights()), model(NET, **damaged(weights()))
     bias, result = run(student, teacher, method="bias")

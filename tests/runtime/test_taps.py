@@ -36,6 +36,23 @@ def test_inputs_can_be_tapped_too() -> None:
     np.testing.assert_array_equal(both["a"], 2 * both["x"])
 
 
+def test_initializers_can_be_tapped_too() -> None:
+    """One that a caller can override holds what is fed, or what is stored where nothing is."""
+    proto = model(
+        "g (float[N,3] x, float[3] w) => (float[N,3] y) { a = Mul(x, k) y = Add(a, w) }",
+        k=np.full(3, 2, np.float32),
+        w=np.ones(3, np.float32),
+    )
+    taps, feeds = Taps(from_proto(proto), ["w", "k", "y"]), {"x": np.ones((2, 3), np.float32)}
+    for more, expected in (({}, 1), ({"w": np.full(3, 5, np.float32)}, 5), ({"k": np.zeros(3, np.float32)}, 1)):
+        found = taps.run(feeds | more)
+        np.testing.assert_array_equal(found["w"], np.full(3, expected, np.float32))
+        np.testing.assert_array_equal(found["k"], np.full(3, 2, np.float32))
+        np.testing.assert_array_equal(found["y"], np.full((2, 3), 2 + expected, np.float32))
+    alone = Taps(from_proto(proto), ["w"])
+    np.testing.assert_array_equal(alone.run({})["w"], np.ones(3, np.float32))
+
+
 def test_only_what_is_needed_is_left() -> None:
     left = cut(net(), ["b"])
     assert [node.op_type for node in left.graph.node] == ["Mul", "If"]

@@ -20,6 +20,12 @@ Answer = tuple[tuple[int, Partial], ...]
 _Content = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and elements."""
 
+_ASKED_AS = {("Slice", 10): 11}
+"""Versions whose inference is wrong, and those of the same meaning to ask instead.
+
+Slice of version 10 keeps the name of an axis that it cuts.
+"""
+
 _MOST = 4096
 _ANSWERS: dict[Hashable, Answer | None] = {}
 """What ONNX has answered: a model has many equal nodes, and is swept over again and again."""
@@ -110,6 +116,8 @@ def _ask(
             data[f"i{index}"] = onnx.numpy_helper.from_array(array.reshape(content[0]))
     try:
         schema = onnx.defs.get_schema(proto.op_type, opset, "")
+        if version := _ASKED_AS.get((proto.op_type, schema.since_version)):
+            schema, opset = onnx.defs.get_schema(proto.op_type, version, ""), version
         imports = [onnx.helper.make_opsetid("", opset)]
         found = onnx.shape_inference.infer_node_outputs(schema, proto, known, data, {}, imports, 10)
     except REFUSALS:

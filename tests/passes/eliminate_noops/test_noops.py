@@ -295,6 +295,13 @@ def test_unused_outputs_lose_their_names() -> None:
     assert list(after.graph.node[0].output) == ["y"]
 
 
+@pytest.mark.parametrize("opset", [10, 11, 13, 23])
+@pytest.mark.parametrize(("start", "end"), [(0, 1), (-1, 99)], ids=["first row", "last row"])
+def test_a_row_of_a_free_axis_is_not_everything(opset: int, start: int, end: int) -> None:
+    bounds = {"s": ints(start), "e": ints(end), "z": ints(0)}
+    assert_untouched(EliminateNoops(), model(between("b = Slice(a, s, e, z)", "N,3", "M,3"), opset, **bounds))
+
+
 def test_subgraphs() -> None:
     proto = model(
         "g (bool c, float[N,3] x) => (float[N,3] y) { a = Identity(x) y = If (c) <"
