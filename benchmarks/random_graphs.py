@@ -146,7 +146,7 @@ def _promise(passes: Sequence[Pass]) -> tuple[Contract, bool]:
     return total_contract([each.contract for each in passes]), any(each.freezes for each in passes)
 
 
-def _alone(source: Model, drawn: Drawn, judge: Judge, passes: list[Pass], repeated: bool) -> tuple[int, str]:
+def _alone(source: Model, drawn: Drawn, judge: Judge, passes: list[Pass], repeated: int) -> tuple[int, str]:
     """Run passes without any proof; return how many sites were rewritten, and what is wrong, or nothing.
 
     An exact pass behind lossy ones is held to what these have made.
@@ -158,7 +158,7 @@ def _alone(source: Model, drawn: Drawn, judge: Judge, passes: list[Pass], repeat
         proto = to_proto(source)
         drawn, passes = Drawn(proto, drawn.feeds, drawn.overrides), passes[-1:]
         judge = Judge(drawn)
-    run = Pipeline(passes, data, None, keep_going=True, fixed_point=repeated).run(source)
+    run = Pipeline(passes, data, None, keep_going=True, repeated=repeated).run(source)
     sites = sum(len(each.result.rewritten) for each in run.reports)
     failures = [f"{each.name}: {each.failure}" for each in run.reports if each.failure and NORMAL not in each.failure]
     if failures or not sites:
@@ -166,7 +166,7 @@ def _alone(source: Model, drawn: Drawn, judge: Judge, passes: list[Pass], repeat
     return sites, judge.problem(to_proto(run.after.model), *_promise(passes))
 
 
-def _proved(drawn: Drawn, judge: Judge, passes: list[Pass], repeated: bool) -> str:
+def _proved(drawn: Drawn, judge: Judge, passes: list[Pass], repeated: int) -> str:
     """Run passes as users do, and return what is wrong; an exact pass must then have nothing to confess."""
     lossy = isinstance(_promise(passes)[0], Lossy)
     data = list(drawn.feeds) if lossy else None

@@ -74,7 +74,8 @@ class Pipeline:
     def _run(self, subject: Subject) -> tuple[Subject, list[PassReport]]:
         """Run the passes that are to be repeated in rounds, then the others."""
         original, reports = subject.model, list[PassReport]()
-        for part, rounds in ((range(self.repeated), MAX_ROUNDS), (range(self.repeated, len(self.passes)), 1)):
+        every = range(len(self.passes))
+        for part, rounds in ((every[: self.repeated], MAX_ROUNDS), (every[self.repeated :], 1)):
             subject = self._rounds(subject, original, part, rounds, reports)
             if reports and reports[-1].failure and not self.keep_going:
                 return subject, reports
