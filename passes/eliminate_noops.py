@@ -23,7 +23,7 @@ class EliminateNoops(Pass):
        of Relu and its kind; Not of Not, Neg of Neg.
     2. Joined: Transposes in a row; Reshape, Flatten, Squeeze and Unsqueeze in a row; Concats along one axis; Slices,
        where nothing else reads what is between; multiplications by a number; MatMul of matrices with the Add of a
-       constant, which are a Gemm.
+       constant, which are a Gemm; a reduction with the node that puts the reduced axes back, or drops them.
     3. Simpler: CastLike becomes Cast; SplitToSequence with SequenceAt becomes Split; a Split of which one part is used
        becomes a Slice; optional outputs, results of If and what a Loop collects go if nothing
        reads them; an LSTM, GRU or RNN whose initial state is zero goes without it.

@@ -12,6 +12,7 @@ from graphopt.graph.noops.chains import gemm_of_matmul, merge_concats, merge_sca
 from graphopt.graph.noops.inline import inline_branch
 from graphopt.graph.noops.invariants import simplify_loop
 from graphopt.graph.noops.place import Place
+from graphopt.graph.noops.reductions import reduction_in_shape
 from graphopt.graph.symbolic.attributes import attribute, integers
 from graphopt.graph.symbolic.targets import reshape_numbers
 from graphopt.model.links import trim
@@ -57,6 +58,8 @@ def _become_reshape(place: Place, source: gs.Tensor, numbers: list[int]) -> None
 def merge_reshapes(place: Place) -> str | None:
     """Make one Reshape of two reshaping nodes, where the final shape can be said in numbers."""
     before, shape = place.before(*RESHAPES), place.out_shape()
+    if (told := reduction_in_shape(place)) is not None:
+        return told
     if before is None or shape is None or 0 in shape or place.opset < 5 or not place.is_private(place.node.inputs[0]):
         return None
     numbers = reshape_numbers(shape, place.facts.shape(before.inputs[0]))

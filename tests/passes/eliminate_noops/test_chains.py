@@ -22,6 +22,7 @@ def ints(*values: int) -> Any:
 
 CONSTANTS = {
     "i0": ints(0),
+    "column": ints(-1, 1),
     "i1": ints(1),
     "i2": ints(2),
     "i3": ints(3),
@@ -57,6 +58,22 @@ JOINED: dict[str, tuple[str, dict[str, int]]] = {
     ),
     "scalings": ("a = Mul(x, two) y = Mul(half, a)", {"Mul": 1}),
     "three scalings": ("a = Mul(x, two) b = Mul(a, half) y = Mul(b, two)", {"Mul": 1}),
+    "a reduction that puts its axis back": (
+        "a = ReduceSum<keepdims = 0>(x, i1) b = Unsqueeze(a, i1) y = Sub(x, b)",
+        {"ReduceSum": 1, "Sub": 1},
+    ),
+    "a reduction that puts its axis back by a Reshape": (
+        "a = ReduceMean<keepdims = 0, axes = [-1]>(x) b = Reshape(a, column) y = Sub(x, b)",
+        {"ReduceMean": 1, "Sub": 1},
+    ),
+    "a reduction that drops its axis": (
+        "a = ReduceMax<axes = [1]>(x) b = Squeeze(a, m1) c = Neg(b) y = Reshape(c, column)",
+        {"ReduceMax": 1, "Neg": 1, "Reshape": 1},
+    ),
+    "the place of the greatest": (
+        "a = ArgMax<axis = -1, keepdims = 0>(x) b = Unsqueeze(a, m1) c = Cast<to = 1>(b) y = Sub(x, c)",
+        {"ArgMax": 1, "Cast": 1, "Sub": 1},
+    ),
     "a matrix product and a row": ("a = MatMul(x, square) y = Add(row, a)", {"Gemm": 1}),
     "a matrix product and a cell": ("a = MatMul(x, square) y = Add(a, cell)", {"Gemm": 1}),
     "a product of two tensors": ("t = Transpose(x) a = MatMul(t, x) y = Add(a, row)", {"Transpose": 1, "Gemm": 1}),
@@ -73,6 +90,10 @@ LEFT = {
     "a Slice backwards": "a = Slice(x, m1, i0, i1, m1) y = Slice(a, i1, i3, i1)",
     "a scaling by very little": "a = Mul(x, tiny) y = Mul(a, two)",
     "a scaling by a row": "a = Mul(x, row) y = Mul(a, two)",
+    "a reduction whose result is read twice": "a = ReduceSum<keepdims = 0>(x, i1) b = Unsqueeze(a, i1) c = Mul(x, b) "
+    "d = Unsqueeze(a, i0) y = MatMul(d, c)",
+    "a reduction that gets its axis back elsewhere": "a = ReduceSum<keepdims = 0>(x, i0) b = Unsqueeze(a, i1) "
+    "y = MatMul(x, b)",
     "a product that is read twice": "a = MatMul(x, square) b = Add(a, row) y = Mul(a, b)",
     "a product with a vector": "a = MatMul(x, flat) y = Add(a, x)",
     "a bias that broadcasts the batch": "a = MatMul(x, square) y = Add(a, rows)",
