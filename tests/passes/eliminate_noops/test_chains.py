@@ -8,6 +8,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import parser
 
 from graphopt import create
 from graphopt.runtime.session import Session
@@ -125,6 +126,42 @@ def test_a_slice_in_the_middle_that_is_an_output_stays() -> None:
     text = "g (float[N,8] x) => (float[A,8] a, float[B,3] y) { a = Slice(x, i1, end, i0) y = Slice(a, i0, i3, i1) }"
     proto = model(text, **{name: CONSTANTS[name] for name in ("i0", "i1", "i3", "end")})
     assert not run_alone(PASS, proto)[1].rewritten
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_a_quantized_lstm_goes_without_a_state_of_zeros(start: float) -> None:
+    rng = np.random.default_rng(3)
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> '
+        "g (float[7,N,6] x) => (float[7,1,N,5] y) { s = Shape<start=1, end=2>(x) t = Concat<axis=0>(three, s, five) "
+        "z = Expand(start, t) h = Slice(z, i0, i1, i0) c = Slice(z, i1, i2, i0) "
+        "y = com.microsoft.DynamicQuantizeLSTM<hidden_size=5>(x, w, r, , , h, c, , ws, wz, rs, rz) }"
+    )
+    arrays = {
+        "w": rng.integers(-99, 99, (1, 6, 20), dtype=np.int8),
+        "r": rng.integers(-99, 99, (1, 5, 20), dtype=np.int8),
+        "start": np.array(start, np.float32),
+        **{name: np.full(1, 0.02, np.float32) for name in ("ws", "rs")},
+        **{name: np.zeros(1, np.int8) for name in ("wz", "rz")},
+        "i0": ints(0),
+        "i1": ints(1),
+        "i2": ints(2),
+        "three": ints(3),
+        "five": ints(5),
+    }
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in arrays.items())
+    if start:
+        assert_untouched(PASS, proto)
+        return
+    after, result = run_alone(PASS, proto)
+    assert [(each.site, each.detail) for each in result.rewritten] == [("y", "starts from zeros by itself")]
+    assert list(after.graph.node[-1].input[4:8]) == [""] * 4
+    for size in (1, 3):
+        feeds = {"x": rng.normal(size=(7, size, 6)).astype(np.float32)}
+        for optimize in (False, True):
+            wanted = Session(proto, optimize=optimize).run(feeds)["y"]
+            assert np.abs(wanted).max() > 0.1
+            assert np.array_equal(Session(after, optimize=optimize).run(feeds)["y"], wanted)
 
 
 def test_attributes_of_old_opsets() -> None:
