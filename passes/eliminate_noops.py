@@ -6,10 +6,11 @@ import onnx_graphsurgeon as gs
 
 from graphopt import FloatExact, GraphView, Pass, PassResult, Rewritten, Skip, Skipped
 from graphopt.graph.noops.bypass import BYPASSES
-from graphopt.graph.noops.merge import MERGES
+from graphopt.graph.noops.merge import rule_of
 from graphopt.graph.noops.place import Place
 from graphopt.graph.noops.zero_sign import ZeroSigns
 from graphopt.graph.spelled_out import keep_spelled_out
+from graphopt.graph.view import is_op
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,10 @@ class EliminateNoops(Pass):
        of Relu and its kind; Not of Not, Neg of Neg.
     2. Joined: Transposes in a row; Reshape, Flatten, Squeeze and Unsqueeze in a row; Concats along one axis; Slices,
        where nothing else reads what is between; multiplications by a number; MatMul of matrices with the Add of a
-       constant, which are a Gemm.
+       constant, which are a Gemm; a reduction with the node that puts the reduced axes back, or drops them.
     3. Simpler: CastLike becomes Cast; SplitToSequence with SequenceAt becomes Split; a Split of which one part is used
        becomes a Slice; optional outputs, results of If and what a Loop collects go if nothing
-       reads them; an LSTM, GRU or RNN whose initial state is zero goes without it.
+       reads them; an LSTM, GRU or RNN whose initial state is zero goes without it, quantized by ONNX Runtime or not.
     4. Inlined: the branch of an If that is always taken; the body of a Loop that runs just once. A Loop that never runs
        gives out what it starts from, and any other carries only what changes.
 
@@ -56,7 +57,7 @@ class EliminateNoops(Pass):
             skipped: list[Skipped] = []
             inlined = False
             for node in view.nodes():
-                if node.op not in {*BYPASSES, *MERGES} or id(node) not in facts:
+                if (node.op not in BYPASSES and rule_of(node) is None) or id(node) not in facts:
                     continue
                 site = view.site(node)
                 try:
@@ -82,9 +83,9 @@ def _rewrite(place: Place, site: str) -> str:
         Skip: A rule nearly applies, or the site is vetoed.
     """
     view, node = place.view, place.node
-    if node.domain not in (None, "", "ai.onnx") or not node.outputs:
+    if not node.outputs:
         return ""
-    bypass = BYPASSES.get(node.op)
+    bypass = BYPASSES.get(node.op) if is_op(node, node.op) else None
     source = bypass(place) if bypass else None
     if source is not None and source.name:
         if node.op == "Identity" and _must_stay(view, node):
@@ -95,7 +96,7 @@ def _rewrite(place: Place, site: str) -> str:
             view.edit.set_input(node, 0, source)
         view.edit.bypass(node)
         return f"{operator} does nothing"
-    merge = MERGES.get(node.op)
+    merge = rule_of(node)
     if merge is None:
         return ""
     view.require_permitted(site)

@@ -63,7 +63,7 @@ def latency(
     feeds, samples = timed_feeds(data)
     if fingerprint(before) == fingerprint(after):
         same = known(before) or _alone(opener, before, feeds, SECONDS_CLEAR)
-        return Latency(same, same, samples, NOISE_MS / max(same, 1e-9))
+        return Latency(same, same, samples, NOISE_MS / max(same, 1e-9), same=True)
     large = max(weight_bytes(before), weight_bytes(after)) > PAIRED
     if large:
         first, second = (known(model) or _alone(opener, model, feeds, SECONDS_CLEAR) for model in (before, after))

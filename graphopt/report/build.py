@@ -140,9 +140,10 @@ def _conditions(report: "Report") -> Iterator[Line]:
         yield Line(f"MACs       not known of {names(list(uncounted), SITES_NAMED)}")
     if (latency := report.latency) is not None:
         samples = plural(latency.samples, "sample")
+        noise = f"equal models differ by up to {latency.noise:.0%}"
         yield Line(
             f"latency    {latency.ratio:.2f} times the original's, in a default session on one thread, {samples} a run;"
-            f" equal models differ by up to {latency.noise:.0%}"
+            f" {'the result is the original' if latency.same else noise}"
         )
         if latency.unfused:
             weights = names(latency.unfused, SITES_NAMED)

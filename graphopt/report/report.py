@@ -102,6 +102,7 @@ class Latency:
         sites: Where the result spends what it takes longer, the dearest first: site, operator, ms.
         remedy: What would not be slower, in words.
         unfused: Weights whose DequantizeLinear the session computes at every run, by the name of the node's output.
+        same: Whether the result is the source, and was timed once.
     """
 
     before: float
@@ -111,6 +112,7 @@ class Latency:
     sites: tuple[tuple[str, str, float], ...] = ()
     remedy: str = ""
     unfused: tuple[str, ...] = ()
+    same: bool = False
 
     @property
     def ratio(self) -> float:
@@ -134,6 +136,7 @@ class Latency:
             "sites": [{"site": site, "op": operator, "ms": ms} for site, operator, ms in self.sites],
             "remedy": self.remedy or None,
             "unfused": list(self.unfused),
+            "same": self.same,
         }
 
 

@@ -8,6 +8,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import parser
 
 from graphopt.graph import GraphView
 from graphopt.graph.edit import Edit
@@ -260,6 +261,33 @@ def test_a_slice_of_a_free_axis_in_every_opset(opset: int, start: int, end: int)
         result = Session(proto).run({"x": np.zeros((size, 3), np.float32)})["y"]
         assert (claimed[0] == ex.name("N")) <= (len(result) == size)
         assert claimed[1] == 3
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse", "bidirectional"])
+def test_what_a_quantizer_makes_of_an_lstm_has_the_shapes_of_one(direction: str) -> None:
+    directions, rng = 1 + (direction == "bidirectional"), np.random.default_rng(0)
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> '
+        "g (float[N,6] x) => (float[A,B,C,D] y) { c = Unsqueeze(x, i1) xs = Concat<axis=1>(c, c, c) "
+        f'y, h, o = com.microsoft.DynamicQuantizeLSTM<hidden_size=5, direction="{direction}">'
+        "(xs, w, r, , , , , , ws, wz, rs, rz) s = Shape(y) t = Transpose<perm=[0,2,1,3]>(y) u = Reshape(t, joined) }"
+    )
+    arrays = {
+        "w": rng.integers(-9, 9, (directions, 6, 20), dtype=np.int8),
+        "r": rng.integers(-9, 9, (directions, 5, 20), dtype=np.int8),
+        "joined": ints(0, 0, -1),
+        **{name: np.full(directions, 0.1, np.float32) for name in ("ws", "rs")},
+        **{name: np.zeros(directions, np.int8) for name in ("wz", "rz")},
+        "i1": ints(1),
+    }
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in arrays.items())
+    feeds = {"x": rng.standard_normal((4, 6)).astype(np.float32)}
+    assert check_claims(proto, feeds, {"N": 4}) > 5
+    facts = Facts(subject := from_proto(proto))
+    shapes = {out.name: facts.shape(out) for node in subject.graph.nodes for out in node.outputs}
+    assert shapes["y"] == (ex.name("N"), directions, 3, 5)
+    assert shapes["u"] == (ex.name("N"), 3, 5 * directions)
+    assert shapes["h"] == shapes["o"] == (directions, 3, 5)
 
 
 def from_text(text: str) -> onnx.ModelProto:

@@ -55,7 +55,9 @@ def test_a_result_that_is_the_source_takes_as_long(
     found = latency(linear(), linear(), generate(linear()), opened(seen), known=lambda model: told)
     assert found.before == found.after == (told or found.before) > 0
     assert found.noise == pytest.approx(0.003 / found.before)
+    assert found.same
     assert not found.slower
+    assert found.ratio == 1
     assert len(seen) == (told is None)
 
 
@@ -96,6 +98,7 @@ def test_in_turn_a_model_is_slower_beyond_the_noise_that_was_measured_and_in_thr
     found = latency(linear(), linear(factor=2.0), generate(linear()))
     assert (found.before, found.after) == kept
     assert found.noise == pytest.approx(noise + 0.003 / kept[0])
+    assert not found.same
     assert found.slower is (len(told) == 3)
     assert next(spent, None) is None
 

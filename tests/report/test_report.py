@@ -170,6 +170,14 @@ def test_slower_is_said_beyond_noise_only(after: float, slower: bool) -> None:
     assert report.latency_ms == (1.0, after)
 
 
+def test_a_result_that_is_the_original_is_said_to_be_so() -> None:
+    report = replace(sample(), latency=Latency(1.0, 1.0, 2, 0.003, same=True))
+    said = "1.00 times the original's, in a default session on one thread, 2 samples a run; the result is the original"
+    assert f"latency    {said}" in text_of(report).splitlines()
+    assert json.loads(report.to_json())["latency"]["same"] is True
+    assert "equal models differ by up to 5%" in text_of(replace(sample(), latency=Latency(1.0, 1.0, 2, 0.05)))
+
+
 def test_bytes_of_demoted_sites_are_summed_only_if_all_are_known() -> None:
     report = full()
     known = replace(report.passes[0], demoted=(report.passes[0].demoted[0],) * 2)

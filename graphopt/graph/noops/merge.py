@@ -12,6 +12,7 @@ from graphopt.graph.noops.chains import gemm_of_matmul, merge_concats, merge_sca
 from graphopt.graph.noops.inline import inline_branch
 from graphopt.graph.noops.invariants import simplify_loop
 from graphopt.graph.noops.place import Place
+from graphopt.graph.noops.reductions import reduction_in_shape
 from graphopt.graph.symbolic.attributes import attribute, integers
 from graphopt.graph.symbolic.targets import reshape_numbers
 from graphopt.model.links import trim
@@ -57,6 +58,8 @@ def _become_reshape(place: Place, source: gs.Tensor, numbers: list[int]) -> None
 def merge_reshapes(place: Place) -> str | None:
     """Make one Reshape of two reshaping nodes, where the final shape can be said in numbers."""
     before, shape = place.before(*RESHAPES), place.out_shape()
+    if (told := reduction_in_shape(place)) is not None:
+        return told
     if before is None or shape is None or 0 in shape or place.opset < 5 or not place.is_private(place.node.inputs[0]):
         return None
     numbers = reshape_numbers(shape, place.facts.shape(before.inputs[0]))
@@ -157,15 +160,22 @@ def drop_unused_outputs(place: Place) -> str | None:
 
 
 def tidy_recurrent(place: Place) -> str | None:
-    """Leave out initial states of zeros, from which LSTM, GRU and RNN start by default, and unused outputs."""
+    """Leave out initial states of zeros and unused outputs of LSTM, GRU and RNN."""
+    told = drop_zero_states(place)
+    dropped = drop_unused_outputs(place)
+    return dropped if told is None else told
+
+
+def drop_zero_states(place: Place) -> str | None:
+    """Leave out initial states of zeros, from which recurrent operators start by default."""
     node, view = place.node, place.view
     zeros = [slot for slot in (5, 6) if place.has(slot) and _is_zeros(place, node.inputs[slot])]
     for slot in zeros:
         view.edit.set_input(node, slot, gs.Variable.empty())
-    if zeros:
-        trim(node.inputs)
-    dropped = drop_unused_outputs(place)
-    return "starts from zeros by itself" if zeros else dropped
+    if not zeros:
+        return None
+    trim(node.inputs)
+    return "starts from zeros by itself"
 
 
 def _is_zeros(place: Place, tensor: gs.Tensor) -> bool:
@@ -199,3 +209,13 @@ MERGES: dict[str, Rule] = {
     **dict.fromkeys(("LSTM", "GRU", "RNN"), tidy_recurrent),
 }
 """For each operator, what can be made of it; a rule returns what it has done, or None if it has done nothing."""
+
+FOREIGN: dict[tuple[str, str], Rule] = {("com.microsoft", "DynamicQuantizeLSTM"): drop_zero_states}
+"""The same for operators of other domains."""
+
+
+def rule_of(node: gs.Node) -> Rule | None:
+    """Return what can be made of a node, whatever domain it is of."""
+    if node.domain in (None, "", "ai.onnx"):
+        return MERGES.get(node.op)
+    return FOREIGN.get((str(node.domain), str(node.op)))

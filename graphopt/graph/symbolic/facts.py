@@ -16,7 +16,7 @@ from graphopt.graph.symbolic import expression as ex
 from graphopt.graph.symbolic import shapes, values
 from graphopt.graph.symbolic.attributes import Value, has_reference
 from graphopt.graph.symbolic.fact import UNKNOWN, Fact, as_value, element_type, followed, merge_shapes
-from graphopt.graph.symbolic.infer import infer
+from graphopt.graph.symbolic.infer import infer, is_known
 from graphopt.graph.symbolic.shapes import Partial
 from graphopt.graph.symbolic.values import LIMIT, SymbolicShape
 from graphopt.model import Model
@@ -185,7 +185,7 @@ class Facts:
                 kind = element_type(gs.Variable("", array.dtype))
                 self._record(node.outputs[0], kind, array.shape, as_value(array))
             return
-        types = infer(node, opset, read) if standard and not bodies(node) else None
+        types = infer(node, opset, read) if (standard or is_known(node)) and not bodies(node) else None
         first, value = _follow(node, opset, read) if standard and not has_reference(node) else (None, None)
         for index, (out, (kind, shape)) in enumerate(zip(node.outputs, types or repeat((0, None)), strict=False)):
             if index == 0 and first is not None:

@@ -26,6 +26,12 @@ _ASKED_AS = {("Slice", 10): 11}
 Slice of version 10 keeps the name of an axis that it cuts.
 """
 
+_STANDARD: dict[tuple[str, str], tuple[str, tuple[int, ...]]] = {
+    ("com.microsoft", "DynamicQuantizeLSTM"): ("LSTM", (0, 0, 0)),
+}
+"""Operators of runtimes with a standard operator that gives out the same types and shapes, and which inputs that is to
+read: weights lie there in another order and type, and say nothing of an LSTM's shapes."""
+
 _MOST = 4096
 _ANSWERS: dict[Hashable, Answer | None] = {}
 """What ONNX has answered: a model has many equal nodes, and is swept over again and again."""
@@ -35,13 +41,15 @@ def infer(node: gs.Node, opset: int, read: Sequence[Fact | None]) -> Answer | No
     """Return element type and shape of each output of a node by ONNX's inference.
 
     Args:
-        node: A node of the default domain.
+        node: A node of the default domain, or one for which ``is_known`` holds.
         opset: The version of that domain.
         read: What is known of its inputs; None for one that is absent.
 
     Returns:
         One entry per output; None if an input's type is not known, or where ONNX refuses.
     """
+    op, slots = _STANDARD.get((str(node.domain), str(node.op)), (str(node.op), tuple(range(len(read)))))
+    read = [fact if index in slots else None for index, fact in enumerate(read)]
     if any(fact is not None and not fact.type for fact in read):
         return None
     contents = tuple(None if fact is None else _content(fact) for fact in read)
@@ -49,24 +57,32 @@ def infer(node: gs.Node, opset: int, read: Sequence[Fact | None]) -> Answer | No
     present = tuple(bool(tensor.name) for tensor in node.outputs)
     attributes, proto = _attributes(node), None
     if attributes is None:
-        proto = _standing_alone(node)
+        proto = _standing_alone(node, op, slots)
         if proto is None:
             return None
         attributes = proto.SerializeToString(deterministic=True)
-    key = (node.op, attributes, opset, present, types, contents)
+    key = (op, attributes, opset, present, types, contents)
     if key not in _ANSWERS:
-        proto = proto or _standing_alone(node)
+        proto = proto or _standing_alone(node, op, slots)
         if len(_ANSWERS) >= _MOST:
             _ANSWERS.clear()
         _ANSWERS[key] = None if proto is None else _ask(proto, opset, types, contents)
     return _ANSWERS[key]
 
 
-def _standing_alone(node: gs.Node) -> onnx.NodeProto | None:
-    """Return the node with inputs i0, i1, ... and outputs o0, o1, ...; None if it cannot stand alone."""
-    inputs = [f"i{index}" if tensor.name else "" for index, tensor in enumerate(node.inputs)]
+def is_known(node: gs.Node) -> bool:
+    """Whether an operator of another domain has the outputs of a standard one."""
+    return (str(node.domain), str(node.op)) in _STANDARD
+
+
+def _standing_alone(node: gs.Node, op: str, slots: Sequence[int]) -> onnx.NodeProto | None:
+    """Return the node as a standard operator with outputs o0, o1, ... that reads i0, i1, ...; None if it cannot."""
+    inputs = [f"i{slot}" if node.inputs[slot].name else "" for slot in slots]
     outputs = [f"o{index}" if tensor.name else "" for index, tensor in enumerate(node.outputs)]
-    return node_proto(node, inputs, outputs)
+    proto = node_proto(node, inputs, outputs)
+    if proto is not None:
+        proto.op_type, proto.domain = op, ""
+    return proto
 
 
 def _attributes(node: gs.Node) -> Hashable | None:

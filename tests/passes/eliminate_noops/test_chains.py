@@ -8,6 +8,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import parser
 
 from graphopt import create
 from graphopt.runtime.session import Session
@@ -22,6 +23,7 @@ def ints(*values: int) -> Any:
 
 CONSTANTS = {
     "i0": ints(0),
+    "column": ints(-1, 1),
     "i1": ints(1),
     "i2": ints(2),
     "i3": ints(3),
@@ -57,6 +59,22 @@ JOINED: dict[str, tuple[str, dict[str, int]]] = {
     ),
     "scalings": ("a = Mul(x, two) y = Mul(half, a)", {"Mul": 1}),
     "three scalings": ("a = Mul(x, two) b = Mul(a, half) y = Mul(b, two)", {"Mul": 1}),
+    "a reduction that puts its axis back": (
+        "a = ReduceSum<keepdims = 0>(x, i1) b = Unsqueeze(a, i1) y = Sub(x, b)",
+        {"ReduceSum": 1, "Sub": 1},
+    ),
+    "a reduction that puts its axis back by a Reshape": (
+        "a = ReduceMean<keepdims = 0, axes = [-1]>(x) b = Reshape(a, column) y = Sub(x, b)",
+        {"ReduceMean": 1, "Sub": 1},
+    ),
+    "a reduction that drops its axis": (
+        "a = ReduceMax<axes = [1]>(x) b = Squeeze(a, m1) c = Neg(b) y = Reshape(c, column)",
+        {"ReduceMax": 1, "Neg": 1, "Reshape": 1},
+    ),
+    "the place of the greatest": (
+        "a = ArgMax<axis = -1, keepdims = 0>(x) b = Unsqueeze(a, m1) c = Cast<to = 1>(b) y = Sub(x, c)",
+        {"ArgMax": 1, "Cast": 1, "Sub": 1},
+    ),
     "a matrix product and a row": ("a = MatMul(x, square) y = Add(row, a)", {"Gemm": 1}),
     "a matrix product and a cell": ("a = MatMul(x, square) y = Add(a, cell)", {"Gemm": 1}),
     "a product of two tensors": ("t = Transpose(x) a = MatMul(t, x) y = Add(a, row)", {"Transpose": 1, "Gemm": 1}),
@@ -73,6 +91,10 @@ LEFT = {
     "a Slice backwards": "a = Slice(x, m1, i0, i1, m1) y = Slice(a, i1, i3, i1)",
     "a scaling by very little": "a = Mul(x, tiny) y = Mul(a, two)",
     "a scaling by a row": "a = Mul(x, row) y = Mul(a, two)",
+    "a reduction whose result is read twice": "a = ReduceSum<keepdims = 0>(x, i1) b = Unsqueeze(a, i1) c = Mul(x, b) "
+    "d = Unsqueeze(a, i0) y = MatMul(d, c)",
+    "a reduction that gets its axis back elsewhere": "a = ReduceSum<keepdims = 0>(x, i0) b = Unsqueeze(a, i1) "
+    "y = MatMul(x, b)",
     "a product that is read twice": "a = MatMul(x, square) b = Add(a, row) y = Mul(a, b)",
     "a product with a vector": "a = MatMul(x, flat) y = Add(a, x)",
     "a bias that broadcasts the batch": "a = MatMul(x, square) y = Add(a, rows)",
@@ -104,6 +126,42 @@ def test_a_slice_in_the_middle_that_is_an_output_stays() -> None:
     text = "g (float[N,8] x) => (float[A,8] a, float[B,3] y) { a = Slice(x, i1, end, i0) y = Slice(a, i0, i3, i1) }"
     proto = model(text, **{name: CONSTANTS[name] for name in ("i0", "i1", "i3", "end")})
     assert not run_alone(PASS, proto)[1].rewritten
+
+
+@pytest.mark.parametrize("start", [0.0, 0.5])
+def test_a_quantized_lstm_goes_without_a_state_of_zeros(start: float) -> None:
+    rng = np.random.default_rng(3)
+    proto = parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "com.microsoft": 1]> '
+        "g (float[7,N,6] x) => (float[7,1,N,5] y) { s = Shape<start=1, end=2>(x) t = Concat<axis=0>(three, s, five) "
+        "z = Expand(start, t) h = Slice(z, i0, i1, i0) c = Slice(z, i1, i2, i0) "
+        "y = com.microsoft.DynamicQuantizeLSTM<hidden_size=5>(x, w, r, , , h, c, , ws, wz, rs, rz) }"
+    )
+    arrays = {
+        "w": rng.integers(-99, 99, (1, 6, 20), dtype=np.int8),
+        "r": rng.integers(-99, 99, (1, 5, 20), dtype=np.int8),
+        "start": np.array(start, np.float32),
+        **{name: np.full(1, 0.02, np.float32) for name in ("ws", "rs")},
+        **{name: np.zeros(1, np.int8) for name in ("wz", "rz")},
+        "i0": ints(0),
+        "i1": ints(1),
+        "i2": ints(2),
+        "three": ints(3),
+        "five": ints(5),
+    }
+    proto.graph.initializer.extend(onnx.numpy_helper.from_array(values, name) for name, values in arrays.items())
+    if start:
+        assert_untouched(PASS, proto)
+        return
+    after, result = run_alone(PASS, proto)
+    assert [(each.site, each.detail) for each in result.rewritten] == [("y", "starts from zeros by itself")]
+    assert list(after.graph.node[-1].input[4:8]) == [""] * 4
+    for size in (1, 3):
+        feeds = {"x": rng.normal(size=(7, size, 6)).astype(np.float32)}
+        for optimize in (False, True):
+            wanted = Session(proto, optimize=optimize).run(feeds)["y"]
+            assert np.abs(wanted).max() > 0.1
+            assert np.array_equal(Session(after, optimize=optimize).run(feeds)["y"], wanted)
 
 
 def test_attributes_of_old_opsets() -> None:
