@@ -1,6 +1,7 @@
 """What goes together where an axis is split, what picking costs, and what multiply-accumulates are foretold."""
 
 import numpy as np
+import onnx
 import pytest
 
 from graphopt.graph import GraphView
@@ -116,3 +117,45 @@ def test_groups_are_numbered_by_their_smallest_label() -> None:
     assert [group.index for group in channel_groups(channels) if group.blocked is None] == sorted(
         int(root) for root in set(channels.root.tolist()) if root not in channels.blocked and channels.present[root]
     )
+
+
+def test_an_axis_of_a_size_that_is_not_known_may_be_repeated_or_not() -> None:
+    v = draw(8, 3)
+    v[6:] = 0
+    proto = model("g (float[N,K] x) => (float[2,3] z) { y = Expand(x, s) z = MatMul(y, v) }", s=np.array([2, 8]), v=v)
+    pruned, result = run_alone(create("prune-channels", multiple=1), proto)
+    assert not result.rewritten
+    for shape in ((1, 1), (2, 1), (1, 8), (2, 8)):
+        feeds = {"x": draw(*shape)}
+        np.testing.assert_array_equal(Session(pruned).run(feeds)["z"], Session(proto).run(feeds)["z"])
+
+
+def test_what_a_product_contracts_is_as_long_as_the_weight_where_the_input_does_not_tell() -> None:
+    w, v = draw(5, 4), draw(4, 3)
+    w[:, 1] = 0
+    proto = model("g (float[N,K] x) => (float[N,3] z) { h = MatMul(x, w) z = MatMul(h, v) }", w=w, v=v)
+    pruned, result = run_alone(create("prune-channels", multiple=1), proto)
+    assert [(each.site, each.detail) for each in result.rewritten] == [("h", "1 channel removed")]
+    feeds = {"x": draw(6, 5)}
+    np.testing.assert_allclose(Session(pruned).run(feeds)["z"], Session(proto).run(feeds)["z"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("shapes", [("2,5", "2,3,5"), ("2,5", "7,5"), ("2,5", "2,5")])
+def test_a_function_knows_of_its_input_what_all_calls_have_in_common(shapes: tuple[str, str]) -> None:
+    first, second = shapes
+    proto = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17, "l": 1]> '
+        f"g (float[{first}] x, float[{second}] s, float[5,4] w) => (float z, float t) "
+        "{ z = l.f(x, w) t = l.f(s, w) } "
+        '<domain: "l", opset_import: ["": 17]> f (a, w) => (b) { b = MatMul(a, w) }'
+    )
+    for out in proto.graph.output:
+        out.type.tensor_type.ClearField("shape")
+    view = GraphView(from_proto(proto))
+    facts = Channels.analyze(view).facts
+    (given,) = (tensor for function in view.model.functions for tensor in function.inputs if tensor.name == "a")
+    ranks = [text.count(",") + 1 for text in shapes]
+    known = tuple(
+        int(left) if left == right else None for left, right in zip(first.split(","), second.split(","), strict=False)
+    )
+    assert facts.shape(given) == (known if len(set(ranks)) == 1 else None)
