@@ -16,7 +16,7 @@ from graphopt.graph.symbolic import expression as ex
 from graphopt.graph.symbolic.targets import expand_numbers, reshape_numbers
 from graphopt.model import from_proto, to_proto
 from graphopt.runtime.session import Session
-from graphopt.testing import model
+from graphopt.testing import model, random_feeds
 
 
 class _Spelled:
@@ -260,6 +260,38 @@ def test_a_slice_of_a_free_axis_in_every_opset(opset: int, start: int, end: int)
         result = Session(proto).run({"x": np.zeros((size, 3), np.float32)})["y"]
         assert (claimed[0] == ex.name("N")) <= (len(result) == size)
         assert claimed[1] == 3
+
+
+POOLS = "kernel_shape=[3,3], strides=[3,3], pads=[1,1,1,1], ceil_mode=1"
+WRONG_IN_ONNX = {
+    "windows in the padding, 10": (10, "float[N,3,2,2] x, float[N,3,4,4] k", f"y = MaxPool<{POOLS}>(x)"),
+    "windows in the padding, 12": (12, "float[N,3,2,2] x, float[N,3,4,4] k", f"y = MaxPool<{POOLS}>(x)"),
+    "windows in the padding, 17": (17, "float[N,3,2,2] x, float[N,3,4,4] k", f"y = AveragePool<{POOLS}>(x)"),
+    "windows in the padding, 21": (21, "float[N,3,2,2] x, float[N,3,4,4] k", f"y = AveragePool<{POOLS}>(x)"),
+    "one side is the default": (17, "float[N,128,1] x, float[N] k", "y = STFT(x, step, , frame)"),
+    "scores of a free length": (23, "float[N,2,4,8] x, float[N,2,M,8] k", "a, b, c, y = Attention(x, k, k)"),
+    "one head of a free width": (
+        23,
+        "float[N,4,8] x, float[N,6,M] k",
+        "y = Attention<q_num_heads=2, kv_num_heads=2>(x, k, k)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_IN_ONNX)
+def test_what_the_inference_of_onnx_says_wrongly(name: str) -> None:
+    opset, inputs, node = WRONG_IN_ONNX[name]
+    rank = 3 if "width" in name else 4
+    out = ",".join("ABCD"[:rank])
+    stored = {"step": np.array(8), "frame": np.array(16)} if "STFT" in node else {}
+    proto = model(f"g ({inputs}) => (float[{out}] y) {{ {node} }}", opset, 8 if opset < 23 else 11, **stored)
+    facts = Facts(subject := from_proto(proto))
+    claimed = facts.shape(subject.graph.outputs[0])
+    assert claimed is not None
+    result = Session(proto).run(random_feeds(proto, 0, 8))["y"]
+    numbers = [(entry, size) for entry, size in zip(claimed, result.shape, strict=True) if isinstance(entry, int)]
+    assert numbers
+    assert all(entry == size for entry, size in numbers), f"{claimed} instead of {result.shape}"
 
 
 def from_text(text: str) -> onnx.ModelProto:

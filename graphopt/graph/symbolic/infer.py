@@ -20,10 +20,15 @@ Answer = tuple[tuple[int, Partial], ...]
 _Content = tuple[tuple[int, ...], tuple[int, ...]]
 """Shape and elements."""
 
-_ASKED_AS = {("Slice", 10): 11}
+_ASKED_AS = {
+    ("Slice", 10): 11,
+    **{("MaxPool", version): 22 for version in (10, 11, 12)},
+    **{("AveragePool", version): 22 for version in (10, 11, 19)},
+}
 """Versions whose inference is wrong, and those of the same meaning to ask instead.
 
-Slice of version 10 keeps the name of an axis that it cuts.
+Slice of version 10 keeps the name of an axis that it cuts. Pooling with ``ceil_mode`` counted windows that begin in the
+padding behind the data; ONNX Runtime computes none in any version.
 """
 
 _MOST = 4096
@@ -118,11 +123,25 @@ def _ask(
         schema = onnx.defs.get_schema(proto.op_type, opset, "")
         if version := _ASKED_AS.get((proto.op_type, schema.since_version)):
             schema, opset = onnx.defs.get_schema(proto.op_type, version, ""), version
+        proto = _with_defaults(proto, schema)
         imports = [onnx.helper.make_opsetid("", opset)]
         found = onnx.shape_inference.infer_node_outputs(schema, proto, known, data, {}, imports, 10)
     except REFUSALS:
         return None
-    return tuple(_read(found.get(name), names) for name in proto.output)
+    sizes = [size for entry in types if entry is not None for size in ((None,) if entry[1] is None else entry[1])]
+    zero = 0 if 0 in sizes or all(isinstance(size, int) for size in sizes) else None
+    return tuple(_read(found.get(name), names, zero) for name in proto.output)
+
+
+def _with_defaults(proto: onnx.NodeProto, schema: onnx.defs.OpSchema) -> onnx.NodeProto:
+    """Return a node with the defaults of its attributes written out: the inference of STFT takes others for them."""
+    given = {attribute.name for attribute in proto.attribute}
+    whole = onnx.NodeProto()
+    whole.CopyFrom(proto)
+    whole.attribute.extend(
+        each.default_value for each in schema.attributes.values() if each.default_value.name and each.name not in given
+    )
+    return whole
 
 
 def _write(kind: int, shape: SymbolicShape, names: dict[str, ex.Expression]) -> TypeProto:
@@ -141,8 +160,12 @@ def _write(kind: int, shape: SymbolicShape, names: dict[str, ex.Expression]) -> 
     return proto
 
 
-def _read(proto: TypeProto | None, names: dict[str, ex.Expression]) -> tuple[int, Partial]:
-    """Return element type and shape from ONNX's answer, with its dimension names turned back."""
+def _read(proto: TypeProto | None, names: dict[str, ex.Expression], zero: int | None) -> tuple[int, Partial]:
+    """Return element type and shape from ONNX's answer, with its dimension names turned back.
+
+    ``zero`` is what a size of 0 says: nothing where an input's size is not known and none is 0, as the inference of
+    Attention takes a size that it does not know for 0.
+    """
     if proto is None or not proto.HasField("tensor_type"):
         return 0, None
     tensor = proto.tensor_type
@@ -150,5 +173,5 @@ def _read(proto: TypeProto | None, names: dict[str, ex.Expression]) -> tuple[int
         return tensor.elem_type, None
     dims = tensor.shape.dim
     return tensor.elem_type, tuple(
-        dim.dim_value if dim.HasField("dim_value") else names.get(dim.dim_param) for dim in dims
+        (dim.dim_value or zero) if dim.HasField("dim_value") else names.get(dim.dim_param) for dim in dims
     )
