@@ -77,7 +77,7 @@ def loop(d: Drawer) -> None:
         graph = helper.make_graph(nodes, "loop", inputs, outputs)
         d.node("Loop", [times, d.constant(True, np.bool_) if d.chance(0.6) else "", source], names, body=graph)
         d.keep(Tensor(names[0], source.shape))
-        if len(names) > 1 and source.rank < 4:
+        if len(names) > 1 and source.rank < 4 and count:  # no standard says how large rows are where there are none
             d.pool.append(Tensor(names[1], (count if count >= 0 else source.shape[0], *source.shape)))
 
 

@@ -91,8 +91,6 @@ class Judge:
         """Return what differs in one output, or nothing."""
         if made is None:
             return "is missing"
-        if made.dtype == reference.dtype and made.ndim == reference.ndim and made.size == reference.size == 0:
-            return ""  # what a Loop of no rounds stacks has the sizes that the runtime can tell beforehand
         if made.dtype != reference.dtype or made.shape != reference.shape:
             return f"{made.dtype}{made.shape} instead of {reference.dtype}{reference.shape}"
         if isinstance(contract, Lossy):

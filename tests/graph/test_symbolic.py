@@ -292,10 +292,10 @@ def test_what_a_quantizer_makes_of_an_lstm_has_the_shapes_of_one(direction: str)
 
 POOLS = "kernel_shape=[3,3], strides=[3,3], pads=[1,1,1,1], ceil_mode=1"
 WRONG_IN_ONNX = {
-    "windows in the padding, 10": (10, "float[N,3,3,3] x, float[N,3,4,4] k", f"y = MaxPool<{POOLS}>(x)"),
-    "windows in the padding, 12": (12, "float[N,3,3,3] x, float[N,3,4,4] k", f"y = MaxPool<{POOLS}>(x)"),
-    "windows in the padding, 17": (17, "float[N,3,3,3] x, float[N,3,4,4] k", f"y = AveragePool<{POOLS}>(x)"),
-    "windows in the padding, 21": (21, "float[N,3,3,3] x, float[N,3,4,4] k", f"y = AveragePool<{POOLS}>(x)"),
+    "windows in the padding, 10": (10, "float[N,3,2,2] x, float[N,3,4,4] k", f"y = MaxPool<{POOLS}>(x)"),
+    "windows in the padding, 12": (12, "float[N,3,2,2] x, float[N,3,4,4] k", f"y = MaxPool<{POOLS}>(x)"),
+    "windows in the padding, 17": (17, "float[N,3,2,2] x, float[N,3,4,4] k", f"y = AveragePool<{POOLS}>(x)"),
+    "windows in the padding, 21": (21, "float[N,3,2,2] x, float[N,3,4,4] k", f"y = AveragePool<{POOLS}>(x)"),
     "one side is the default": (17, "float[N,128,1] x, float[N] k", "y = STFT(x, step, , frame)"),
     "scores of a free length": (23, "float[N,2,4,8] x, float[N,2,M,8] k", "a, b, c, y = Attention(x, k, k)"),
     "one head of a free width": (

@@ -8,6 +8,7 @@ from onnx import TensorProto, helper
 import graphopt
 from graphopt.graph import GraphView
 from graphopt.model import from_proto, to_proto
+from graphopt.presets import preset_passes
 from graphopt.registry import create
 from graphopt.testing import assert_untouched, draw, model, run_alone
 
@@ -123,7 +124,7 @@ def test_clean_drops_them_and_says_so() -> None:
     proto = helper.make_model(helper.make_graph(nodes, "g", [x], [y], weights), ir_version=8)
     del proto.opset_import[:]
     proto.opset_import.add(version=17)
-    passes, fixed_point = graphopt.presets.preset_passes("clean")
+    passes, fixed_point = preset_passes("clean")
     result = graphopt.optimize(proto, passes, fixed_point=fixed_point)
     assert result.ok
     assert "someone" not in str(result.model)
