@@ -159,3 +159,22 @@ def test_a_function_knows_of_its_input_what_all_calls_have_in_common(shapes: tup
         int(left) if left == right else None for left, right in zip(first.split(","), second.split(","), strict=False)
     )
     assert facts.shape(given) == (known if len(set(ranks)) == 1 else None)
+
+
+@pytest.mark.parametrize(("dead", "fine"), [([1], False), ([1, 3, 5, 7], True), ([1, 2], True), ([3], False)])
+def test_every_other_channel_is_sliced_while_what_stays_is_evenly_spaced(dead: list[int], fine: bool) -> None:
+    w = draw(8, 3, 1, 1)
+    w[dead] = 0
+    proto = model(
+        "g (float[2,3,5,5] x) => (float[2,3,5,5] z, float[2,2,5,5] t) "
+        "{ a = Conv(x, w) y = Slice(a, i0, i8, i1, i2) z = Conv(y, v) t = Conv(a, u) }",
+        w=w, v=draw(3, 4, 1, 1), u=draw(2, 8, 1, 1), **{f"i{n}": np.array([n]) for n in (0, 1, 2, 8)},
+    )  # fmt: skip
+    pruned, result = run_alone(create("prune-channels", multiple=1), proto)
+    assert bool(result.rewritten) is fine, result
+    if not fine:
+        assert any("is not evenly spaced" in each.reason for each in result.skipped)
+    feeds = {"x": draw(2, 3, 5, 5)}
+    before, after = Session(proto).run(feeds), Session(pruned).run(feeds)
+    for name, expected in before.items():
+        np.testing.assert_allclose(after[name], expected, rtol=1e-5, atol=1e-6)
